@@ -1,0 +1,1 @@
+"""Everything TRELLIS and TRELLIS.2 share. Knows no model version."""

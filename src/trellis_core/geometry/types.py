@@ -1,0 +1,93 @@
+"""The values that geometry code passes around.
+
+World space is the unit cube [-0.5, 0.5]^3, z up. Voxel (i, j, k) of a grid R has its centre at
+((i, j, k) + 0.5) / R - 0.5. Letters: V vertices, F faces, N voxels, R grid resolution, S texture side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trellis_core.errors import OutputError
+
+BASE_COLOR = slice(0, 3)     # columns of PBRVoxels.attrs
+METALLIC = slice(3, 4)
+ROUGHNESS = slice(4, 5)
+ALPHA = slice(5, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Triangles, optionally with texture coordinates and vertex normals."""
+
+    vertices: Tensor                 # float32 [V, 3]
+    faces: Tensor                    # int32 [F, 3], counter-clockwise seen from outside
+    uvs: Tensor | None = None        # float32 [V, 2], origin top left (row 0 of the image is v = 0), as glTF
+    normals: Tensor | None = None    # float32 [V, 3], unit
+
+    def to(self, device: torch.device | str) -> Mesh:
+        return Mesh(*(None if t is None else t.to(device)
+                      for t in (self.vertices, self.faces, self.uvs, self.normals)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class PBRVoxels:
+    """Surface material as a sparse voxel grid over the unit cube."""
+
+    coords: Tensor                   # int32 [N, 3]    x, y, z
+    attrs: Tensor                    # float32 [N, 6]  base color 0:3 (sRGB-coded), metallic, roughness, alpha; about [0, 1]
+    resolution: int                  # R
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelMesh:
+    """What the TRELLIS.2 decoders produce: the raw dual-grid mesh and its material."""
+
+    mesh: Mesh
+    voxels: PBRVoxels
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Metallic-roughness material; factors are 1, the images carry everything."""
+
+    base_color: Tensor               # uint8 [S, S, 4]  sRGB + alpha, row 0 is v = 0
+    metallic_roughness: Tensor       # uint8 [S, S, 3]  glTF channels (occlusion or 0, roughness, metallic), linear
+    alpha_mode: str = "OPAQUE"       # OPAQUE, MASK or BLEND
+    alpha_cutoff: float = 0.5
+    double_sided: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReport:
+    """Measured facts about a mesh, and the sentences they amount to."""
+
+    metrics: Mapping[str, float | int | bool]
+    problems: tuple[str, ...] = ()   # one sentence each; empty when the gate is passed
+    passed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A finished, textured mesh. `save` picks the writer by file suffix."""
+
+    mesh: Mesh                                      # with uvs and normals
+    material: Material
+    quality: QualityReport
+    extras: Mapping[str, Any] = field(default_factory=dict)   # provenance, JSON-serialisable
+    writers: Mapping[str, Callable[[Asset, Path], None]] = field(default_factory=dict, repr=False)
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        writer = self.writers.get(path.suffix.lower())
+        if writer is None:
+            known = ", ".join(sorted(self.writers))
+            raise OutputError(f"cannot write `{path.name}`: no writer for `{path.suffix}`", hint=f"use one of: {known}")
+        writer(self, path)
+        return path

@@ -1,0 +1,1 @@
+"""What hardware is here, and how a run fits into it."""
