@@ -1,0 +1,128 @@
+"""Golden kinds of O-Voxel geometry: dual grids, sampling, material voxels, curves and voxel files.
+
+The sidecars give the comparison in prose; each `compare_*` implements the prose of its kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from tests.parity.case import Case, Check, Kind, compare_tensor
+from trellis2.dual_grid import extract_mesh, find_quads, split_along
+
+MAX_ABS = {"kind": "max_abs"}
+
+
+# --- dual grid -> mesh ----------------------------------------------------------------------------
+
+
+def run_dual_grid_to_mesh(case: Case) -> dict[str, Tensor]:
+    coords, local, flags = case.inputs["coords"], case.inputs["dual_local"], case.inputs["intersected"].bool()
+    size, aabb = case.params["grid_size"], case.params["aabb"]
+    weight = case.inputs.get("split_weight")
+    training = case.params["mode"].startswith("training")
+    mesh = extract_mesh(coords, local, flags, weight, size, aabb=aabb, training=training)
+    if weight is not None or training:
+        return {"vertices": mesh.vertices, "faces": mesh.faces}
+    quads = find_quads(coords, flags, (size,) * 3 if isinstance(size, int) else size)
+    return {
+        "vertices": mesh.vertices,
+        "quads": quads,
+        "faces": split_along(quads, first_triangle_is_not_degenerate(mesh.vertices, quads)),
+        "faces_best_diagonal": mesh.faces,
+    }
+
+
+def first_triangle_is_not_degenerate(vertices: Tensor, quads: Tensor) -> Tensor:
+    """The released choice without weights, which we do not share: 0-2 unless its first triangle is flat."""
+    a, b, c, _ = vertices[quads.long()].unbind(1)
+    return torch.linalg.cross(b - a, c - a).norm(dim=1) > 0
+
+
+def compare_dual_grid_to_mesh(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    voxels = len(case.inputs["coords"])
+    rule = MAX_ABS | {"max": 1e-6}
+    checks = [compare_tensor("vertices", got["vertices"][:voxels], want["vertices"][:voxels], rule)]
+    if len(want["vertices"]) > voxels:
+        return checks + compare_center_vertices(voxels, got, want)
+    checks.append(compare_rows("faces", canonical(got["faces"]), canonical(want["faces"])))
+    if "quads" in want:
+        checks.append(compare_rows("quads", canonical(got["quads"]), canonical(want["quads"])))
+    if "faces_best_diagonal" in want:
+        sure = quads_with_a_clear_diagonal(want["vertices"], want["quads"])
+        rows = [canonical(faces_of(side["faces_best_diagonal"], want["quads"][sure])) for side in (got, want)]
+        checks.append(compare_rows("faces_best_diagonal", *rows))
+        missing = abs(len(got["faces_best_diagonal"]) - 2 * len(want["quads"]))
+        checks.append(Check("faces_best_diagonal count", missing, 0))
+    return checks
+
+
+def compare_center_vertices(voxels: int, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    """Match the centre vertices through their quad: the four voxels that share a centre."""
+
+    def by_quad(side: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        faces = rotated(side["faces"], side["faces"].argmax(1, keepdim=True) + 1)       # (a, b, centre)
+        corners = [sorted(faces[faces[:, 2] == m, 0].tolist()) for m in range(voxels, len(side["vertices"]))]
+        order = sorted(range(len(corners)), key=lambda i: corners[i])
+        quads = torch.tensor([corners[i] for i in order])
+        new_name = torch.empty(len(order), dtype=torch.long)
+        new_name[torch.tensor(order)] = torch.arange(len(order)) + voxels
+        renamed = faces.long().clone()
+        renamed[:, 2] = new_name[renamed[:, 2] - voxels]
+        return quads, side["vertices"][voxels:][torch.tensor(order)], renamed
+
+    if got["vertices"].shape != want["vertices"].shape or got["faces"].shape != want["faces"].shape:
+        return [Check("faces", float("inf"), 0, "another number of quads")]
+    (quads, centers, faces), (want_quads, want_centers, want_faces) = by_quad(got), by_quad(want)
+    return [
+        compare_rows("quads", quads, want_quads),
+        compare_tensor("center vertices", centers, want_centers, MAX_ABS | {"max": 1e-6}),
+        compare_rows("faces", faces, want_faces),
+    ]
+
+
+def quads_with_a_clear_diagonal(vertices: Tensor, quads: Tensor) -> Tensor:
+    """Quads whose two diagonal scores differ by at least 1e-5."""
+    a, b, c, d = vertices.double()[quads.long()].unbind(1)
+
+    def normal(p: Tensor, q: Tensor, r: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(torch.linalg.cross(q - p, r - p), dim=1)
+
+    along_02 = (normal(a, b, c) * normal(a, c, d)).sum(1)
+    along_13 = (normal(a, b, d) * normal(d, b, c)).sum(1)
+    return (along_02 - along_13).abs() >= 1e-5
+
+
+def faces_of(faces: Tensor, quads: Tensor) -> Tensor:
+    """The triangles whose corners all belong to one of the quads."""
+    owned = {frozenset(q[:i] + q[i + 1:]) for q in quads.tolist() for i in range(4)}
+    keep = [frozenset(f) in owned for f in faces.tolist()]
+    return faces[torch.tensor(keep, dtype=torch.bool)]
+
+
+# --- shared comparisons ---------------------------------------------------------------------------
+
+
+def canonical(polygons: Tensor) -> Tensor:
+    """Rotate the smallest index to the front; the winding stays."""
+    return rotated(polygons, polygons.argmin(1, keepdim=True))
+
+
+def rotated(polygons: Tensor, turn: Tensor) -> Tensor:
+    width = polygons.shape[1]
+    return polygons.gather(1, (torch.arange(width) + turn) % width)
+
+
+def compare_rows(name: str, got: Tensor, want: Tensor) -> Check:
+    """Rows as multisets: the number of rows that only one side has."""
+    a, b = (Counter(map(tuple, rows.tolist())) for rows in (got, want))
+    wrong = sum((a - b).values()) + sum((b - a).values())
+    return Check(name, wrong, 0, f"{wrong} rows differ" if wrong else "")
+
+
+KINDS = {
+    "geometry.flexible_dual_grid_to_mesh": Kind(run_dual_grid_to_mesh, compare_dual_grid_to_mesh),
+}
