@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trellis_core.kernels.table import Backend
+from trellis_core.kernels.table import Backend, runs_everywhere
+from trellis_core.kernels.warp_start import HINT as WARP_HINT
+from trellis_core.kernels.warp_start import warp_runs
 
-OPS: Mapping[str, tuple[Backend, ...]] = {}
+OPS: Mapping[str, tuple[Backend, ...]] = {
+    "rasterize": (
+        Backend(
+            name="warp", module="rasterize_warp", function="rasterize_warp", probe=warp_runs, hint=WARP_HINT
+        ),
+        Backend(name="torch", module="rasterize", function="rasterize", probe=runs_everywhere),
+    ),
+}
