@@ -20,9 +20,9 @@ from torch import Tensor
 from trellis_core.geometry.types import Mesh
 from trellis_core.sparse.order import find_sorted, inside, linear_keys, sort_keys
 
-Box = Sequence[Sequence[float]] | Tensor      # [[x0, y0, z0], [x1, y1, z1]]
+Box = Sequence[Sequence[float]] | Tensor  # [[x0, y0, z0], [x1, y1, z1]]
 UNIT_CUBE = ((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5))
-LONGEST_SIDE = 0.99999      # of a normalised mesh: every vertex stays strictly inside the cube
+LONGEST_SIDE = 0.99999  # of a normalised mesh: every vertex stays strictly inside the cube
 
 # For flag x, y, z: the four voxels around the edge, in cyclic order, as offsets from the flag's own voxel.
 QUAD_OFFSETS = (
@@ -36,7 +36,7 @@ QUAD_OFFSETS = (
 class Grid:
     """A box cut into voxels."""
 
-    size: tuple[int, int, int]              # Gx, Gy, Gz
+    size: tuple[int, int, int]  # Gx, Gy, Gz
     aabb: Sequence[Sequence[float]] = UNIT_CUBE
 
     def __post_init__(self) -> None:
@@ -59,8 +59,8 @@ class Grid:
 
 
 def normalize_mesh(
-    vertices: Tensor,   # float32 [V, 3]
-) -> Tensor:            # float32 [V, 3]
+    vertices: Tensor,  # float32 [V, 3]
+) -> Tensor:  # float32 [V, 3]
     """Centre the bounding box on the origin and scale its longest side to just under 1."""
     if vertices.numel() == 0:
         return vertices
@@ -70,10 +70,10 @@ def normalize_mesh(
 
 
 def extract_mesh(
-    coords: Tensor,                     # int32 [N, 3]     unique voxels
-    dual_vertices: Tensor,              # float32 [N, 3]   in voxels, from the voxel's minimum corner
-    crossings: Tensor,                  # bool [N, 3]
-    split_weight: Tensor | None,        # float32 [N] or [N, 1], positive; None takes the flatter diagonal
+    coords: Tensor,  # int32 [N, 3]     unique voxels
+    dual_vertices: Tensor,  # float32 [N, 3]   in voxels, from the voxel's minimum corner
+    crossings: Tensor,  # bool [N, 3]
+    split_weight: Tensor | None,  # float32 [N] or [N, 1], positive; None takes the flatter diagonal
     resolution: int | Sequence[int],
     *,
     aabb: Box = UNIT_CUBE,
@@ -104,11 +104,11 @@ def extract_mesh(
 
 @torch.no_grad()
 def find_quads(
-    coords: Tensor,         # int32 [N, 3]
-    crossings: Tensor,      # bool [N, 3]
-    size: Sequence[int],    # (Gx, Gy, Gz)
+    coords: Tensor,  # int32 [N, 3]
+    crossings: Tensor,  # bool [N, 3]
+    size: Sequence[int],  # (Gx, Gy, Gz)
     chunk: int = 1 << 22,
-) -> Tensor:                # int32 [K, 4]   rows of coords in cyclic order
+) -> Tensor:  # int32 [K, 4]   rows of coords in cyclic order
     """The quads of all set flags whose four voxels exist."""
     keys, rows = sort_keys(linear_keys(coords, size))
     quads = []
@@ -116,7 +116,7 @@ def find_quads(
         shifts = torch.tensor(offsets, device=coords.device)
         reach = shifts.amax(0)
         steps = linear_keys(shifts, size)
-        owners = crossings[rows, axis].bool().nonzero().squeeze(1)     # in key order: searches stay local
+        owners = crossings[rows, axis].bool().nonzero().squeeze(1)  # in key order: searches stay local
         for part in owners.split(chunk):
             reaches = part[inside(coords[rows[part]] + reach, size)]
             found = find_sorted(keys, keys[reaches, None] + steps)
@@ -125,19 +125,19 @@ def find_quads(
 
 
 def heavier_diagonal(
-    weights: Tensor,    # float32 [N]
-    quads: Tensor,      # int32 [K, 4]
-) -> Tensor:            # bool [K]
+    weights: Tensor,  # float32 [N]
+    quads: Tensor,  # int32 [K, 4]
+) -> Tensor:  # bool [K]
     """Diagonal 0-2 where the product of its weights is larger; a tie takes 1-3."""
     w0, w1, w2, w3 = weights[quads.long()].unbind(1)
     return w0 * w2 > w1 * w3
 
 
 def flatter_diagonal(
-    vertices: Tensor,   # float32 [V, 3]
-    quads: Tensor,      # int32 [K, 4]
+    vertices: Tensor,  # float32 [V, 3]
+    quads: Tensor,  # int32 [K, 4]
     chunk: int = 1 << 20,
-) -> Tensor:            # bool [K]
+) -> Tensor:  # bool [K]
     """Diagonal 0-2 unless the two triangles along 1-3 have closer normals."""
     first = []
     for part in quads.long().split(chunk):
@@ -153,9 +153,9 @@ def unit_normal(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def split_along(
-    quads: Tensor,      # int32 [K, 4]
-    first: Tensor,      # bool [K]     diagonal 0-2, else 1-3
-) -> Tensor:            # int32 [2K, 3]
+    quads: Tensor,  # int32 [K, 4]
+    first: Tensor,  # bool [K]     diagonal 0-2, else 1-3
+) -> Tensor:  # int32 [2K, 3]
     """Two triangles per quad."""
     along_02 = quads[:, [0, 1, 2, 0, 2, 3]]
     along_13 = quads[:, [0, 1, 3, 3, 1, 2]]
@@ -163,9 +163,9 @@ def split_along(
 
 
 def split_at_center(
-    vertices: Tensor,           # float32 [V, 3]
-    quads: Tensor,              # int32 [K, 4]
-    weights: Tensor | None,     # float32 [V]
+    vertices: Tensor,  # float32 [V, 3]
+    quads: Tensor,  # int32 [K, 4]
+    weights: Tensor | None,  # float32 [V]
 ) -> tuple[Tensor, Tensor]:
     """Centre vertices [K, 3] and four triangles per quad; differentiable in vertices and weights."""
     index = quads.long()

@@ -34,7 +34,7 @@ def test_a_quad_needs_all_four_voxels():
     without_one = coords.ne(torch.tensor([0, 1, 1])).any(1)
     full = extract_mesh(coords, local, flags, None, 4)
     holed = extract_mesh(coords[without_one], local[without_one], flags[without_one], None, 4)
-    assert len(full.faces) == 2 * 6           # 2 per axis: the neighbours of the far side are missing
+    assert len(full.faces) == 2 * 6  # 2 per axis: the neighbours of the far side are missing
     assert len(holed.faces) == 2 * 3
 
 
@@ -77,7 +77,7 @@ def test_training_surfaces_are_differentiable_in_positions_and_weights():
     noise = torch.rand(len(coords), 3, generator=torch.Generator().manual_seed(0)) * 0.3
     mesh = extract_mesh(coords, local + noise, flags, weights, 4, training=True)
     assert len(mesh.vertices) == len(coords) + 3 and len(mesh.faces) == 12
-    mesh.vertices[len(coords):].square().sum().backward()
+    mesh.vertices[len(coords) :].square().sum().backward()
     assert (weights.grad != 0).any() and (local.grad != 0).any()
 
 

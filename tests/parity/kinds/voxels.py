@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.parity.case import Case, Check, Kind, compare_tensor
+from trellis_core.geometry.sample import index_voxels, sample_voxels, trilinear_corners
 from trellis2.dual_grid import extract_mesh, find_quads, split_along
 
 MAX_ABS = {"kind": "max_abs"}
@@ -64,7 +65,7 @@ def compare_center_vertices(voxels: int, got: dict[str, Tensor], want: dict[str,
     """Match the centre vertices through their quad: the four voxels that share a centre."""
 
     def by_quad(side: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        faces = rotated(side["faces"], side["faces"].argmax(1, keepdim=True) + 1)       # (a, b, centre)
+        faces = rotated(side["faces"], side["faces"].argmax(1, keepdim=True) + 1)  # (a, b, centre)
         corners = [sorted(faces[faces[:, 2] == m, 0].tolist()) for m in range(voxels, len(side["vertices"]))]
         order = sorted(range(len(corners)), key=lambda i: corners[i])
         quads = torch.tensor([corners[i] for i in order])
@@ -98,9 +99,43 @@ def quads_with_a_clear_diagonal(vertices: Tensor, quads: Tensor) -> Tensor:
 
 def faces_of(faces: Tensor, quads: Tensor) -> Tensor:
     """The triangles whose corners all belong to one of the quads."""
-    owned = {frozenset(q[:i] + q[i + 1:]) for q in quads.tolist() for i in range(4)}
+    owned = {frozenset(q[:i] + q[i + 1 :]) for q in quads.tolist() for i in range(4)}
     keep = [frozenset(f) in owned for f in faces.tolist()]
     return faces[torch.tensor(keep, dtype=torch.bool)]
+
+
+# --- sparse sampling -------------------------------------------------------------------------------
+
+
+def run_sparse_sampling(case: Case) -> dict[str, Tensor]:
+    coords, feats, query, shape = (
+        *(case.inputs[k] for k in ("coords", "feats", "query")),
+        case.params["shape"],
+    )
+    found, weights = trilinear_corners(query, *index_voxels(coords, shape), shape)
+    return {
+        "trilinear": sample_voxels(query, coords, feats, shape)[0],
+        "nearest": sample_voxels(query, coords, feats, shape, "nearest")[0],
+        "neighbor": found.int(),
+        "weight": weights / weights.sum(1, keepdim=True).clamp_min(1e-12),
+    }
+
+
+def compare_sparse_sampling(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    query = case.inputs["query"].double()
+
+    def far_from_integers(x: Tensor) -> Tensor:
+        return ((x - x.round()).abs() > 1e-6).all(1)
+
+    halves, whole = far_from_integers(query - 0.5), far_from_integers(query)
+    within = MAX_ABS | {"max": 1e-5}
+    exact = {"kind": "exact"}
+    return [
+        compare_tensor("trilinear", got["trilinear"], want["trilinear"], within),
+        compare_tensor("weight", got["weight"], want["weight"], within),
+        compare_tensor("neighbor", got["neighbor"][halves], want["neighbor"][halves], exact),
+        compare_tensor("nearest", got["nearest"][whole], want["nearest"][whole], exact),
+    ]
 
 
 # --- shared comparisons ---------------------------------------------------------------------------
@@ -125,4 +160,5 @@ def compare_rows(name: str, got: Tensor, want: Tensor) -> Check:
 
 KINDS = {
     "geometry.flexible_dual_grid_to_mesh": Kind(run_dual_grid_to_mesh, compare_dual_grid_to_mesh),
+    "geometry.sparse_grid_sampling": Kind(run_sparse_sampling, compare_sparse_sampling),
 }
