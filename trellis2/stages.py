@@ -1,0 +1,194 @@
+"""The stages of a TRELLIS.2 run, one function each: inputs in, outputs out.
+
+    picture -> encode_picture -> sample_structure -> sample_latents (shape, texture) -> decode
+
+Order of random draws, samplers and thresholds: "Native and Compact Structured Latents for 3D
+Generation" (TRELLIS.2, 2025) as released. Letters: B samples, M picture tokens, N latent tokens
+or voxels, C channels, R token grid, f voxels per token along an axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from trellis2.dual_grid import extract_mesh
+from trellis2.settings import Normalization
+from trellis_core.errors import InputError
+from trellis_core.geometry.types import PBRVoxels, VoxelMesh
+from trellis_core.models.image_encoder import prepare_images
+from trellis_core.runtime import Runtime
+from trellis_core.sampling.euler import sample_euler
+from trellis_core.sampling.guidance import guided
+from trellis_core.sampling.schedule import SamplerSettings, timesteps
+from trellis_core.sparse.tensor import SparseTensor
+
+Latent = Tensor | SparseTensor
+
+
+def encode_picture(
+    encoder: nn.Module,
+    pictures: list[Image.Image],    # square RGB, object on black
+    image_size: int,                # pixels
+    runtime: Runtime,
+) -> Tensor:                        # float32 [B, M, C]
+    """Picture tokens: all encoder tokens, layer-normed without affine parameters."""
+    images = prepare_images(pictures, image_size).to(runtime.device)
+    return encoder(images)
+
+
+def sample_flow(
+    flow: nn.Module,
+    noise: Latent,
+    cond: Tensor,                   # [B, M, C]
+    settings: SamplerSettings,
+    runtime: Runtime,
+    stage: str,
+    concat: SparseTensor | None = None,
+) -> Latent:
+    """Integrate one flow from noise to a (normalised) latent, reporting every step."""
+    context = flow.precompute_context(cond)
+    extra = {} if concat is None else {"concat_cond": concat}
+
+    def velocity(x: Latent, t: float, context: object) -> Latent:
+        batch = x.batch_size if isinstance(x, SparseTensor) else x.shape[0]
+        time = torch.full((batch,), 1000.0 * t, dtype=torch.float32, device=runtime.device)
+        return flow(x, time, context, **extra)
+
+    steps = settings.steps
+    runtime.report(stage, 0, steps)
+    return sample_euler(
+        guided(velocity, context, None, settings),
+        noise,
+        timesteps(settings),
+        on_step=lambda step, x: runtime.report(stage, step + 1, steps),
+    )
+
+
+def sample_structure(
+    flow: nn.Module,
+    decoder: nn.Module,
+    cond: Tensor,
+    noise: Tensor,                  # float32 [B, C, r, r, r]
+    settings: SamplerSettings,
+    resolution: int,                # R, token grid of the shape flow
+    runtime: Runtime,
+) -> Tensor:                        # int32 [N, 4]  batch, x, y, z, sorted
+    """Sample the coarse occupancy and list the occupied cells."""
+    latent = sample_flow(flow, noise, cond, settings, runtime, "structure")
+    return occupied_cells(decoder(latent), resolution)
+
+
+def occupied_cells(
+    logits: Tensor,                 # [B, 1, D, D, D]  occupied where > 0
+    resolution: int,
+) -> Tensor:                        # int32 [N, 4]
+    """Cells of a `resolution` grid that contain an occupied cell of the decoded grid."""
+    occupied = logits > 0
+    decoded = occupied.shape[-1]
+    if decoded != resolution:
+        if decoded % resolution:
+            raise InputError(
+                f"a structure grid of {resolution} cannot be taken from a decoded grid of {decoded}",
+                hint="choose another --pipeline",
+            )
+        ratio = decoded // resolution
+        occupied = F.max_pool3d(occupied.float(), ratio, ratio) > 0.5
+    coords = torch.argwhere(occupied)[:, [0, 2, 3, 4]].int()
+    if len(coords) == 0:
+        raise InputError(
+            "the model found no object in the picture",
+            hint="check the background removal, use another --seed or raise --structure-guidance",
+        )
+    return coords
+
+
+def normalize(latent: SparseTensor, normalization: Normalization) -> SparseTensor:
+    """Raw latents -> the space the flows work in."""
+    mean, std = _vectors(normalization, latent.feats)
+    return latent.replace((latent.feats - mean) / std)
+
+
+def denormalize(latent: SparseTensor, normalization: Normalization) -> SparseTensor:
+    """Flow space -> raw latents, which the decoders expect."""
+    mean, std = _vectors(normalization, latent.feats)
+    return latent.replace(latent.feats * std + mean)
+
+
+def _vectors(normalization: Normalization, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean = torch.tensor(normalization.mean, dtype=like.dtype, device=like.device)
+    std = torch.tensor(normalization.std, dtype=like.dtype, device=like.device)
+    return mean, std
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeTokens:
+    """Token coordinates of the second shape pass, and the voxel grid they allow."""
+
+    coords: Tensor        # int32 [N, 4] sorted
+    resolution: int
+
+
+def cascade_tokens(
+    coords: Tensor,                 # int32 [V, 4]  voxels that the draft's decoder would create
+    draft_resolution: int,          # voxel grid of `coords`
+    resolution: int,                # requested voxel grid
+    max_tokens: int,
+    factor: int = 16,               # f
+) -> CascadeTokens:
+    """Quantise the draft's voxels to the token grid, lowering the resolution until few enough remain.
+
+    Steps of a quarter of the draft's grid down to twice the draft's grid, where the limit is no
+    longer enforced (released behaviour: 1536, 1408, 1280, 1152, 1024 for a draft of 512).
+    """
+    step, lowest = draft_resolution // 4, 2 * draft_resolution
+    while True:
+        grid = resolution // factor
+        xyz = ((coords[:, 1:].float() + 0.5) / draft_resolution * grid).int()
+        tokens = torch.unique(torch.cat([coords[:, :1], xyz], dim=1), dim=0)
+        if len(tokens) < max_tokens or resolution - step < lowest:
+            return CascadeTokens(tokens, resolution)
+        resolution -= step
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedVoxels:
+    """Both decoders' output on the same voxels."""
+
+    shape: SparseTensor                        # [V, 7] raw shape decoder output
+    attrs: SparseTensor                        # [V, 6] material, about [0, 1]
+    subdivisions: tuple[SparseTensor, ...]     # logits [P, 8] per level, coarse to fine
+
+
+def decode_latents(
+    shape_decoder: nn.Module,
+    texture_decoder: nn.Module,
+    shape_latent: SparseTensor,     # raw
+    texture_latent: SparseTensor,   # raw, on the same tokens
+    runtime: Runtime,
+) -> DecodedVoxels:
+    """Latents -> voxels. The texture decoder follows the shape decoder's subdivisions."""
+    runtime.report("decode", 0, 2)
+    shape, subdivisions = decode_shape(shape_decoder, shape_latent)
+    runtime.report("decode", 1, 2)
+    attrs = decode_texture(texture_decoder, texture_latent, subdivisions)
+    runtime.report("decode", 2, 2)
+    return DecodedVoxels(shape, attrs, subdivisions)
+
+
+def voxel_meshes(decoded: DecodedVoxels, shape_decoder: nn.Module, resolution: int) -> list[VoxelMesh]:
+    """One dual-grid mesh with its material voxels per sample."""
+    meshes = []
+    start = 0
+    for length in decoded.shape.seqlens:
+        rows = slice(start, start + length)
+        start += length
+        coords = decoded.shape.coords[rows, 1:]
+        grid = shape_decoder.dual_grid(decoded.shape.feats[rows])
+        mesh = extract_mesh(coords, grid.dual_vertices, grid.crossings, grid.split_weight, resolution)
+        meshes.append(VoxelMesh(mesh, PBRVoxels(coords, decoded.attrs.feats[rows].float(), resolution)))
+    return meshes
