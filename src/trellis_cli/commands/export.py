@@ -1,0 +1,57 @@
+"""`trellis export BUNDLE`: a saved run becomes an asset again, without sampling."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import typer
+
+from trellis_cli import delivery, files, registry
+from trellis_cli import options as o
+from trellis_cli.console import Console
+
+app = typer.Typer()
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+  trellis export robot.safetensors --preset mobile
+  trellis export robot.safetensors -o robot-hd.glb --faces 1000000 --texture 4096"""
+
+
+@app.command(epilog=EXAMPLES)
+def export(
+    ctx: typer.Context,
+    bundle: o.BundlePath,
+    output: o.Output = None,
+    force: o.Force = False,
+    preview: o.Preview = None,
+    strict: o.Strict = False,
+    preset: o.PresetOption = None,
+    faces: o.Faces = None,
+    texture: o.Texture = None,
+    model: o.Model = "auto",
+    device: o.Device = "auto",
+    precision: o.PrecisionOption = o.Precision.auto,
+    vram_tier: o.TierOption = o.Tier.auto,
+    kernel: o.Kernel = None,
+    offline: o.Offline = False,
+    json: o.Json = False,
+    json_events: o.JsonEvents = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Make an asset from a run that was saved with `--save-bundle`, without sampling again."""
+    console: Console = ctx.obj
+    started = monotonic()
+    files.check_input(bundle, "bundle", files.BUNDLES)
+    order = delivery.Order.check(
+        bundle, output, preset=preset, faces=faces, texture=texture, preview=preview, strict=strict, force=force
+    )
+    machine = registry.Machine.of(device, precision, vram_tier, kernel)
+    with console.working() as progress:
+        saved = files.read_bundle(bundle)
+        order = order.numbered(saved.info["num_samples"])
+        engine = registry.engine_for(saved, model, machine, console, offline=offline)
+        shapes = engine.decode(saved, on_progress=progress, cancel=console.is_interrupted)
+        delivery.deliver(console, engine, shapes, order, registry.provenance(saved), progress)
+    delivery.conclude(console, order, started)

@@ -1,0 +1,125 @@
+"""From decoded shapes to the files that were ordered: export, write, check, report.
+
+`Order.check` looks at everything that can be wrong with the order before any work starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from trellis_cli import files
+from trellis_cli.console import Console, Stages
+from trellis_cli.options import Preset
+from trellis_core.errors import QualityError
+
+if TYPE_CHECKING:
+    from trellis_core.geometry.asset import ExportSettings
+    from trellis_core.geometry.types import Asset, QualityReport, VoxelMesh
+
+PREVIEW_SUFFIXES = (".png",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be written, and how."""
+
+    paths: tuple[Path, ...]        # one per sample
+    previews: tuple[Path, ...]     # as many, or none
+    preset: str | None = None
+    faces: int | None = None
+    texture: int | None = None
+    strict: bool = False
+    force: bool = False
+
+    @classmethod
+    def check(cls, source: Path, output: Path | None, *, count: int, preset: Preset | None, faces: int | None,
+              texture: int | None, preview: Path | None, strict: bool, force: bool) -> Order:
+        """Raises `UsageError` or `OutputError` when the result could not be written."""
+        paths = files.outputs(output, source, ".glb", count)
+        previews = [] if preview is None else files.outputs(preview, source, ".png", count)
+        for path in paths:
+            files.check_output(path, files.ASSETS, force=force)
+        for path in previews:
+            files.check_output(path, PREVIEW_SUFFIXES, force=force)
+        return cls(paths=tuple(paths), previews=tuple(previews), preset=preset.value if preset else None,
+                   faces=faces, texture=texture, strict=strict, force=force)
+
+    def settings(self) -> ExportSettings:
+        """The preset with the options that were given on top of it."""
+        from trellis_core.geometry.asset import ExportSettings
+
+        given = {"target_faces": self.faces, "texture_size": self.texture}
+        return ExportSettings(**preset_settings(self.preset) | {k: v for k, v in given.items() if v is not None})
+
+
+def preset_settings(name: str | None) -> dict[str, Any]:
+    """The entries of `configs/presets/NAME.json`; none is the default settings."""
+    if name is None:
+        return {}
+    installed = Path(__file__).parent / "_configs"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "configs" / "presets"
+    return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def deliver(console: Console, engine: Any, shapes: Sequence[VoxelMesh], order: Order,
+            extras: Mapping[str, Any], progress: Stages) -> None:
+    """Export and write one asset per shape; each is on disk before the next one starts."""
+    settings = order.settings()
+    for index, shape in enumerate(shapes):
+        asset = engine.export(shape, settings, extras={**extras, "sample": index}, on_progress=progress,
+                              cancel=console.is_interrupted)
+        write(console, asset, order, index)
+
+
+def write(console: Console, asset: Asset, order: Order, index: int = 0) -> None:
+    """Write one asset and its preview, and keep what the final report says about them."""
+    path = files.write(order.paths[index], asset.save, force=order.force)
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "vertices": len(asset.mesh.vertices),
+        "faces": len(asset.mesh.faces),
+        "texture": int(asset.material.base_color.shape[0]),
+        "quality": quality_facts(asset.quality),
+    }
+    console.facts.setdefault("outputs", []).append(facts)
+    if order.previews:
+        from trellis_cli.commands.render import draw_asset
+
+        sheet = draw_asset(asset)
+        facts["preview"] = str(files.write(order.previews[index], sheet.save, force=order.force))
+    console.event("written", **facts)
+
+
+def conclude(console: Console, order: Order, started: float) -> None:
+    """Say what was made and how good it is; `QualityError` under --strict when something is wrong with it."""
+    outputs = console.facts.get("outputs", [])
+    console.facts["seconds"] = round(monotonic() - started, 3)
+    failed = []
+    for facts in outputs:
+        path = Path(facts["path"])
+        console.say("asset", f"{facts['faces']:,} faces, {facts['texture']} px texture, {files.size_of(path)}")
+        if facts["quality"]["passed"]:
+            console.say("quality", "passed")
+        else:
+            failed.append(path)
+        for problem in facts["quality"]["problems"]:
+            console.warn(problem)
+        if "preview" in facts:
+            console.say("preview", facts["preview"])
+    if "bundle" in console.facts:
+        console.say("bundle", console.facts["bundle"])
+    console.say("done", f"{console.facts['seconds']:.1f} s")
+    console.result([facts["path"] for facts in outputs])
+    if order.strict and failed:
+        raise QualityError(f"`{failed[0]}` failed the quality check; it was written all the same",
+                           hint="try another `--seed` or a higher `--resolution`, or look at the picture's background")
+
+
+def quality_facts(report: QualityReport) -> dict[str, Any]:
+    return {"passed": report.passed, "problems": list(report.problems), "metrics": dict(report.metrics)}

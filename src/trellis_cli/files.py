@@ -1,0 +1,117 @@
+"""The user's files: looked at before the work starts, written whole or not at all after it.
+
+Knows nothing about models; imports no torch, so that a wrong path is reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+
+from trellis_core.errors import InputError, OutputError, UsageError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+ASSETS = (".glb",)               # suffixes of trellis_core.io.WRITERS, known without importing torch
+BUNDLES = (".safetensors",)
+SMALLEST_SPACE = 1 << 20         # bytes; with less than this left no asset can be written
+
+
+def check_input(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
+    """`InputError` unless `path` is a readable, non-empty file; `what` names it, as in "picture"."""
+    try:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            hint = f"pass one file, for example `{inside[0]}`" if inside else f"pass one {what} file"
+            raise InputError(f"`{path}` is a directory, not a {what}", hint=hint)
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{what} `{path}` is empty", hint="copy or export it again")
+    except FileNotFoundError:
+        raise InputError(f"{what} `{path}` does not exist", hint=_similar(path, suffixes)) from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"{what} `{path}` cannot be read: {said}", hint="check the name and its permissions") from None
+
+
+def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
+    """Raise unless a file with one of `suffixes` can be written to `path` now."""
+    if path.suffix.lower() not in suffixes:
+        known = " or ".join(f"`{s}`" for s in suffixes)
+        raise UsageError(f"cannot write `{path.name}`: the name must end in {known}",
+                         hint=f"for example `{path.with_suffix(suffixes[0])}`" if path.name else "give a file name")
+    try:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"`{path}` exists and is not a file", hint="choose another name with `-o PATH`")
+        if path.exists() and not force:
+            raise OutputError(f"`{path}` exists", hint="pass `--force` to overwrite it, or `-o PATH` for another name")
+        if not path.parent.is_dir():
+            raise OutputError(f"folder `{path.parent}` does not exist", hint=f"create it: `mkdir -p {path.parent}`")
+        trial = _part_of(path)
+        trial.touch()
+        trial.unlink()
+        if shutil.disk_usage(path.parent).free < SMALLEST_SPACE:
+            raise OutputError(f"no space left in `{path.parent}`", hint="free some space, or choose another folder")
+    except OSError as error:
+        raise OutputError(f"cannot write to `{path.parent}`: {error.strerror}",
+                          hint="choose another place with `-o PATH`") from None
+
+
+def outputs(output: Path | None, source: Path, suffix: str, number: int) -> list[Path]:
+    """Where the results go: `output`, or the source's name in this folder; numbered when there are several."""
+    path = output if output is not None else Path(source.stem + suffix)
+    if path.is_dir():
+        path = path / (source.stem + suffix)
+    if number == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(number)]
+
+
+def write(path: Path, save: Callable[[Path], object], *, force: bool) -> Path:
+    """Call `save` with a path in the same folder and move the result into place; returns where it is.
+
+    A failure or Ctrl-C leaves no half-written file. A file that appeared at `path` in the meantime is kept and
+    the result takes the next free name.
+    """
+    if not force:
+        path = _free_name(path)
+    target = Path(os.path.realpath(path))  # a link stays a link
+    part = _part_of(target)
+    try:
+        save(part)
+        os.replace(part, target)
+    except OSError as error:
+        raise OutputError(
+            f"could not write `{path}`: {error.strerror or error}",
+            hint="free some space, or write elsewhere with `-o PATH`",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def size_of(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".trellis-{os.getpid()}{path.suffix}")
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
+
+
+def _similar(path: Path, suffixes: Sequence[str]) -> str:
+    """Name a file that was probably meant."""
+    from difflib import get_close_matches
+
+    if not path.parent.is_dir():
+        return f"folder `{path.parent}` does not exist either"
+    names = [p.name for p in path.parent.iterdir() if not suffixes or p.suffix.lower() in suffixes]
+    close = get_close_matches(path.name, names, n=1)
+    return f"did you mean `{path.parent / close[0]}`?" if close else "check the name and the folder"

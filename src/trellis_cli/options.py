@@ -1,0 +1,234 @@
+"""The options that commands share, and what their values mean.
+
+Each option is an annotated type: `seed: Seed = 42` in a command's signature is `--seed` with its help text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trellis_core.errors import UsageError
+
+RESULT = "Result"
+SAMPLING = "Sampling"
+ASSET = "Asset"
+MACHINE = "Model and machine"
+REPORTING = "Reporting"
+
+
+class Subject(str, Enum):
+    hard_surface = "hard-surface"
+    organic = "organic"
+    ambiguous = "ambiguous"
+
+
+class Resolution(str, Enum):
+    r512 = "512"
+    r1024 = "1024"
+    r1536 = "1536"
+
+
+class Background(str, Enum):
+    auto = "auto"
+    keep = "keep"
+    grabcut = "grabcut"
+    threshold = "threshold"
+
+
+class Preset(str, Enum):
+    max = "max"
+    web = "web"
+    game = "game"
+    mobile = "mobile"
+    lowpoly = "lowpoly"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    full = "full"
+    half = "half"
+
+
+class Tier(str, Enum):
+    auto = "auto"
+    high = "high"
+    medium = "medium"
+    low = "low"
+    minimal = "minimal"
+    cpu = "cpu"
+
+
+# guidance of the structure and shape stages
+SUBJECT_GUIDANCE: Mapping[Subject, tuple[float, float]] = {
+    Subject.hard_surface: (8.5, 7.5),
+    Subject.organic: (7.5, 7.5),
+    Subject.ambiguous: (6.0, 6.0),
+}
+
+PIPELINE_OF: Mapping[Resolution, str] = {
+    Resolution.r512: "512",
+    Resolution.r1024: "1024_cascade",
+    Resolution.r1536: "1536_cascade",
+}
+
+
+def _option(panel: str, *names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False, **more)
+
+
+def _choice(panel: str, name: str, help: str) -> Any:
+    return _option(panel, name, help=help, metavar="NAME", show_choices=False)
+
+
+def _flag(panel: str, *names: str, help: str) -> Any:
+    return _option(panel, *names, help=help, metavar=" ")
+
+
+def _number(panel: str, name: str, help: str, metavar: str = "N", *, low: float, high: float) -> Any:
+    """A number between `low` and `high`; NaN is not."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not low <= value <= high:
+            raise typer.BadParameter(f"{value} is not between {low:g} and {high:g}")
+        return value
+
+    return _option(panel, name, help=help, metavar=metavar, callback=check)
+
+
+def _steps(name: str, help: str) -> Any:
+    return _number(SAMPLING, name, help, low=1, high=1000)
+
+
+def _guidance(name: str, help: str) -> Any:
+    return _number(SAMPLING, name, help, "X", low=0, high=100)
+
+
+Picture = Annotated[
+    Path, typer.Argument(metavar="PICTURE", help="PNG, JPEG, WebP, ... of one object.", show_default=False)
+]
+MeshPath = Annotated[Path, typer.Argument(metavar="MESH", help="GLB, OBJ, PLY or STL.", show_default=False)]
+BundlePath = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A run saved with `--save-bundle`.", show_default=False)
+]
+
+# Result
+Output = Annotated[
+    Path | None, _option(RESULT, "-o", "--output", metavar="PATH", help="File to write (default ./NAME.glb).")
+]
+Force = Annotated[bool, _flag(RESULT, "--force", help="Overwrite existing files.")]
+SaveBundle = Annotated[
+    Path | None,
+    _option(RESULT, "--save-bundle", metavar="PATH", help="Also save the run, for `export` and `render`."),
+]
+Preview = Annotated[
+    Path | None, _option(RESULT, "--preview", metavar="PNG", help="Also draw the asset from a few sides.")
+]
+Samples = Annotated[
+    int, _number(RESULT, "--num-samples", "Make several variants: NAME-1.glb, NAME-2.glb, ...", low=1, high=64)
+]
+Strict = Annotated[bool, _flag(RESULT, "--strict", help="Exit with 6 when the result fails the quality check.")]
+
+# Sampling
+Seed = Annotated[int, _number(SAMPLING, "--seed", "Random seed (default 42).", low=0, high=2**63 - 1)]
+SubjectOption = Annotated[
+    Subject | None, _choice(SAMPLING, "--subject", "Guidance for a hard-surface, organic or ambiguous object.")
+]
+ResolutionOption = Annotated[
+    Resolution | None, _choice(SAMPLING, "--resolution", "Voxel grid: 512, 1024 or 1536 (the last two as cascades).")
+]
+PipelineName = Annotated[
+    str | None, _option(SAMPLING, "--pipeline", metavar="NAME", help="Pipeline type by its released name.")
+]
+BackgroundOption = Annotated[
+    Background,
+    _choice(SAMPLING, "--background", "Find the object by: auto (default), keep (alpha), grabcut, threshold."),
+]
+Steps = Annotated[int | None, _steps("--steps", "Steps of every stage.")]
+Guidance = Annotated[float | None, _guidance("--guidance", "Guidance of structure and shape; 1 is none.")]
+StructureSteps = Annotated[int | None, _steps("--structure-steps", "Steps of the structure stage.")]
+StructureGuidance = Annotated[float | None, _guidance("--structure-guidance", "Guidance of the structure stage.")]
+ShapeSteps = Annotated[int | None, _steps("--shape-steps", "Steps of the shape stage.")]
+ShapeGuidance = Annotated[float | None, _guidance("--shape-guidance", "Guidance of the shape stage.")]
+TextureSteps = Annotated[int | None, _steps("--texture-steps", "Steps of the texture stage.")]
+TextureGuidance = Annotated[float | None, _guidance("--texture-guidance", "Guidance of the texture stage.")]
+
+# Asset
+PresetOption = Annotated[
+    Preset | None, _choice(ASSET, "--preset", "Face and texture budget: max, web, game, mobile or lowpoly.")
+]
+Faces = Annotated[int | None, _number(ASSET, "--faces", "Triangles at most.", low=4, high=100_000_000)]
+Texture = Annotated[int | None, _number(ASSET, "--texture", "Texture side in pixels.", low=16, high=16384)]
+
+# Model and machine
+Model = Annotated[
+    str,
+    _option(MACHINE, "--model", metavar="NAME", help="auto (default), a model's name, a folder or a hub repository."),
+]
+Device = Annotated[
+    str, _option(MACHINE, "--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1 or mps.")
+]
+PrecisionOption = Annotated[
+    Precision, _choice(MACHINE, "--precision", "auto (default), full (float32) or half (the best 16-bit type).")
+]
+TierOption = Annotated[
+    Tier, _choice(MACHINE, "--vram-tier", "Plan memory for: auto (default), high, medium, low, minimal or cpu.")
+]
+Kernel = Annotated[
+    list[str] | None, _option(MACHINE, "--kernel", metavar="OP=BACKEND", help="Choose a kernel; may be repeated.")
+]
+Offline = Annotated[bool, _flag(MACHINE, "--offline", help="Never use the network.")]
+
+# Reporting. `trellis_cli.console.console_for` reads these from the raw arguments, so that a usage error honours
+# them too; commands declare them for the parser and the help text and need not look at their values.
+Json = Annotated[bool, _flag(REPORTING, "--json", help="Print one JSON object at the end.")]
+JsonEvents = Annotated[bool, _flag(REPORTING, "--json-events", help="Print a JSON line per event.")]
+Quiet = Annotated[bool, _flag(REPORTING, "--quiet", "-q", help="No progress and notes on stderr.")]
+Debug = Annotated[bool, _flag(REPORTING, "--debug", help="Show where an error happened.")]
+
+
+def parse_kernels(choices: list[str] | None) -> dict[str, str]:
+    """`["attention=sdpa"]` -> `{"attention": "sdpa"}`; `UsageError` for anything else."""
+    kernels = {}
+    for choice in choices or ():
+        op, equals, backend = choice.partition("=")
+        if not (op and equals and backend):
+            raise UsageError(f"`--kernel {choice}` is not OP=BACKEND", hint="write, for example, `--kernel attention=sdpa`")
+        kernels[op.strip()] = backend.strip()
+    return kernels
+
+
+def pipeline_name(resolution: Resolution | None, pipeline: str | None) -> str | None:
+    """Released pipeline type for `--resolution` or `--pipeline`; None is the model's default."""
+    if resolution is not None and pipeline is not None:
+        raise UsageError("`--resolution` and `--pipeline` say the same thing", hint="give only one of them")
+    return PIPELINE_OF[resolution] if resolution is not None else pipeline
+
+
+def sampler_changes(
+    subject: Subject | None,
+    steps: int | None,
+    guidance: float | None,
+    stage_steps: tuple[int | None, int | None, int | None],            # structure, shape, texture
+    stage_guidance: tuple[float | None, float | None, float | None],   # structure, shape, texture
+) -> dict[str, dict[str, Any]]:
+    """Sampler settings to change per stage; the most particular option wins.
+
+    `--guidance` and `--subject` leave the texture stage alone: the released texture flow is used without
+    guidance, and turning it on doubles that stage's time.
+    """
+    structure, shape = SUBJECT_GUIDANCE[subject] if subject else (None, None)
+    general = (_first(guidance, structure), _first(guidance, shape), None)
+    changes: dict[str, dict[str, Any]] = {}
+    for i, stage in enumerate(("structure", "shape", "texture")):
+        given = {"steps": _first(stage_steps[i], steps), "guidance_scale": _first(stage_guidance[i], general[i])}
+        changes[stage] = {name: value for name, value in given.items() if value is not None}
+    return changes
+
+
+def _first(*values: float | None) -> float | None:
+    return next((v for v in values if v is not None), None)
