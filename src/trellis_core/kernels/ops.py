@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trellis_core.kernels.attention_probes import ATTENTION, PACKED_ATTENTION
 from trellis_core.kernels.table import Backend, runs_everywhere
 from trellis_core.kernels.warp_start import HINT as WARP_HINT
 from trellis_core.kernels.warp_start import warp_runs
 
 OPS: Mapping[str, tuple[Backend, ...]] = {
+    "attention": ATTENTION,
+    "packed_attention": PACKED_ATTENTION,
     "rasterize": (
         Backend(
             name="warp", module="rasterize_warp", function="rasterize_warp", probe=warp_runs, hint=WARP_HINT

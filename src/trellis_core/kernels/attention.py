@@ -1,0 +1,133 @@
+"""Scaled dot-product attention, dense and packed, with the softmax scale 1/sqrt(D) and no mask.
+
+`attention_torch` and `packed_attention_torch` are the references; the others call kernels that
+exist only on CUDA. The packages flash-attn and xformers and torch's varlen kernel know half
+precision only: float32 tensors take the reference there, by design and not by accident.
+All of them accumulate in float32, on compute capability 7.x too: there float16 goes through the
+memory-efficient kernel, which multiplies in float16 and adds in float32.
+
+Letters: B batch, L queries, M keys, T packed queries, S packed keys, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention_torch(
+    q: Tensor,  # [B, L, H, D]
+    k: Tensor,  # [B, M, H, D]
+    v: Tensor,  # [B, M, H, D]
+) -> Tensor:  # [B, L, H, D]
+    """Attend every query to every key of the same sample."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def packed_attention_torch(
+    q: Tensor,  # [T, H, D]
+    k: Tensor,  # [S, H, D]
+    v: Tensor,  # [S, H, D]
+    cu_q: Tensor,  # int32 [B + 1]  first query of each sequence, and T
+    cu_k: Tensor,  # int32 [B + 1]  first key of each sequence, and S
+    max_q: int,
+    max_k: int,
+) -> Tensor:  # [T, H, D]
+    """Attend within sequences that lie one after the other; equal shapes run as one batch."""
+    batch = len(cu_q) - 1
+    if q.shape[0] == batch * max_q and k.shape[0] == batch * max_k:
+        q, k, v = (x.unflatten(0, (batch, -1)) for x in (q, k, v))
+        return attention_torch(q, k, v).flatten(0, 1)
+
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i in range(batch):
+        groups[bounds_q[i + 1] - bounds_q[i], bounds_k[i + 1] - bounds_k[i]].append(i)
+    out = torch.empty_like(q)
+    for (length_q, length_k), members in groups.items():
+        if length_q == 0:
+            continue
+        rows_q = _rows([bounds_q[i] for i in members], length_q, q.device)
+        rows_k = _rows([bounds_k[i] for i in members], length_k, q.device)
+        out[rows_q] = attention_torch(q[rows_q], k[rows_k], v[rows_k])
+    return out
+
+
+def _rows(starts: list[int], length: int, device: torch.device) -> Tensor:
+    """Row numbers int64 [G, length] of sequences of one length."""
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
+
+
+def attention_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention (Dao, 2023) from the package flash-attn."""
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+
+    if not _is_half(q):
+        return attention_torch(q, k, v)
+    return flash_attn_func(q, k, v)  # type: ignore[no-any-return]
+
+
+def packed_attention_flash(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Packed FlashAttention from the package flash-attn."""
+    from flash_attn import flash_attn_varlen_func
+
+    if not _is_half(q):
+        return packed_attention_torch(q, k, v, cu_q, cu_k, max_q, max_k)
+    return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[no-any-return]
+
+
+def attention_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Memory-efficient attention (Rabe & Staats, 2021) from the package xformers."""
+    from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
+
+    if not _is_half(q):
+        return attention_torch(q, k, v)
+    return memory_efficient_attention(q, k, v)  # type: ignore[no-any-return]
+
+
+def packed_attention_xformers(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Block-diagonal attention from the package xformers."""
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask  # type: ignore[import-not-found]
+
+    if not _is_half(q):
+        return packed_attention_torch(q, k, v, cu_q, cu_k, max_q, max_k)
+    mask = BlockDiagonalMask.from_seqlens(cu_q.diff().tolist(), cu_k.diff().tolist())
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]  # type: ignore[no-any-return]
+
+
+def packed_attention_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Torch's own packed attention (2.10 and later, compute capability 8.0 and later)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if not _is_half(q):
+        return packed_attention_torch(q, k, v, cu_q, cu_k, max_q, max_k)
+    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[no-any-return]
+
+
+def packed_attention_aten_efficient(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """The packed kernel behind torch's memory-efficient attention: Turing, Windows, float32.
+
+    A private operator of torch; the probe runs it once before it is chosen.
+    """
+    for_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    out = torch.ops.aten._efficient_attention_forward(
+        q[None], k[None], v[None], None, cu_q, cu_k, max_q, max_k, 0.0, 0, for_backward
+    )
+    return out[0][0]  # type: ignore[no-any-return]
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.float16, torch.bfloat16)
