@@ -1,1 +1,1 @@
-"""sparse."""
+"""Sparse voxel tensors, their plans and orders. Knows nothing about networks."""
