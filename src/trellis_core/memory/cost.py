@@ -97,8 +97,8 @@ def describe_networks(
 ) -> dict[str, Network]:
     """The networks that a run from a picture uses, read from released configurations.
 
-    Of several flows of one kind (`..._512`, `..._1024`), those up to `resolution` are used; the last one works
-    at `resolution`, the shape flows before it make drafts at their own size.
+    Of several flows of one kind (`..._512`, `..._1024`), those up to `resolution` are used; the last one
+    works at `resolution`, the shape flows before it make drafts at their own size.
     """
     args = {name: config.get("args", config) for name, (config, _) in configs.items()}
     sizes = {name: parameters for name, (_, parameters) in configs.items()}

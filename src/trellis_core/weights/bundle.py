@@ -1,0 +1,88 @@
+"""A saved run: sampled latents and what made them, in one safetensors file.
+
+`export` and `render` start from it without sampling again. Knows nothing about what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from trellis_core.errors import InputError, OutputError
+
+FORMAT = "trellis-bundle"
+VERSION = 1
+THUMBNAIL = "thumbnail"  # uint8 [h, w, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Tensors by name, and JSON-able facts: settings, seed, `model` = {name, fingerprint}."""
+
+    tensors: Mapping[str, Tensor]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def thumbnail(self) -> Tensor | None:  # uint8 [h, w, 3]
+        return self.tensors.get(THUMBNAIL)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the bundle, whole or not at all. Raises `OutputError`."""
+        path = Path(path)
+        metadata = {"format": FORMAT, "version": str(VERSION), "info": json.dumps(self.info)}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        try:
+            write_whole(path, save(tensors, metadata=metadata))
+        except OSError as error:
+            raise OutputError(
+                f"could not write `{path}`: {error.strerror or error}",
+                hint="check the folder, its permissions and the free space",
+            ) from error
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> Bundle:
+        """Read a bundle. Raises `InputError` for anything that is not a whole bundle of a known version."""
+        path = Path(path)
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise InputError(f"`{path}` {what}", hint="give a bundle, a file written with `--save-bundle`")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InputError(
+                        f"`{path}` is a safetensors file but not a bundle",
+                        hint="give a file written with `--save-bundle`",
+                    )
+                version = metadata.get("version")
+                if version != str(VERSION):
+                    raise InputError(
+                        f"`{path}` has bundle version {version}, this program reads {VERSION}",
+                        hint="use the version of `trellis` that wrote it, or sample again",
+                    )
+                info = json.loads(metadata["info"])
+                return cls({name: file.get_tensor(name) for name in file.keys()}, info)  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise InputError(
+                f"`{path}` is damaged or no bundle: {error}", hint="sample again with `--save-bundle`"
+            ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
