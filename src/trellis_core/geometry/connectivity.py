@@ -1,0 +1,185 @@
+"""How triangles hang together: edges, neighbours, components, boundaries.
+
+Knows nothing about positions. A side is one directed edge of one face: side `3 * f + s` of face f goes
+from corner s to corner (s + 1) % 3. An edge is an unordered vertex pair. Letters: V vertices, F faces, E edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The edges of a triangle list, sorted by (low vertex, high vertex)."""
+
+    vertices: Tensor      # int64 [E, 2]  low, high
+    face_count: Tensor    # int64 [E]     sides that lie on the edge
+    of_side: Tensor       # int64 [F, 3]  edge of each side
+
+
+def edges_of(
+    faces: Tensor,        # int [F, 3]
+) -> Edges:
+    """Find all edges of a triangle list."""
+    if len(faces) == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=faces.device)
+        return Edges(none.reshape(0, 2), none, none.reshape(0, 3))
+    start = faces.long()
+    end = start.roll(-1, dims=1)
+    count = int(start.max()) + 1
+    keys = torch.minimum(start, end) * count + torch.maximum(start, end)
+    unique, inverse, counts = torch.unique(keys.reshape(-1), return_inverse=True, return_counts=True)
+    vertices = torch.stack([unique // count, unique % count], dim=1)
+    return Edges(vertices, counts, inverse.reshape(-1, 3))
+
+
+def partner_sides(edges: Edges) -> Tensor:
+    """The side on the other face of each two-face edge; int64 [F, 3], -1 elsewhere."""
+    flat = edges.of_side.reshape(-1)
+    partner = torch.full_like(flat, -1)
+    first, second = sides_of_edges(edges, edges.face_count == 2)
+    partner[first] = second
+    partner[second] = first
+    return partner.reshape(-1, 3)
+
+
+def sides_of_edges(edges: Edges, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """First two sides, by number, of the chosen edges (bool [E], each with at least two sides)."""
+    order = torch.argsort(edges.of_side.reshape(-1), stable=True)
+    start = torch.cumsum(edges.face_count, 0) - edges.face_count
+    start = start[chosen]
+    return order[start], order[start + 1]
+
+
+def connected_components(
+    pairs: Tensor,        # int64 [P, 2]
+    count: int,
+) -> Tensor:              # int64 [count]  smallest member of each node's component
+    """Label nodes 0 .. count-1 by component: hook the larger root to the smaller, then jump pointers.
+
+    Shiloach & Vishkin, "An O(log n) parallel connectivity algorithm" (1982).
+    """
+    labels = torch.arange(count, device=pairs.device)
+    while True:
+        low, high = torch.aminmax(labels[pairs], dim=1) if len(pairs) else (labels[:0], labels[:0])
+        open_pairs = low != high
+        if not bool(open_pairs.any()):
+            return labels
+        pairs = pairs[open_pairs]
+        labels = labels.scatter_reduce(0, high[open_pairs], low[open_pairs], "amin")
+        while True:
+            jumped = labels[labels]
+            if torch.equal(jumped, labels):
+                break
+            labels = jumped
+
+
+def number_labels(labels: Tensor) -> tuple[Tensor, int]:
+    """Renumber labels to 0 .. n-1 in ascending order; returns (numbers, n)."""
+    unique, numbers = torch.unique(labels, return_inverse=True)
+    return numbers, len(unique)
+
+
+def face_components(partner: Tensor) -> Tensor:
+    """Component of each face, int64 [F]: faces are joined through their partner sides."""
+    side = torch.nonzero(partner.reshape(-1) >= 0).reshape(-1)
+    pairs = torch.stack([side // 3, partner.reshape(-1)[side] // 3], dim=1)
+    return connected_components(pairs[pairs[:, 0] < pairs[:, 1]], len(partner))
+
+
+def side_ends(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and end vertex of every side, int64 [3F] each."""
+    start = faces.long()
+    return start.reshape(-1), start.roll(-1, dims=1).reshape(-1)
+
+
+def corner_classes(faces: Tensor, partner: Tensor) -> Tensor:
+    """Corners that belong together, int64 [F, 3]: numbered by first appearance.
+
+    Corners are joined across partner sides only, so a class is one fan of faces around one vertex.
+    """
+    start, end = side_ends(faces)
+    side = torch.nonzero(partner.reshape(-1) >= 0).reshape(-1)
+    other = partner.reshape(-1)[side]
+    keep = side < other
+    side, other = side[keep], other[keep]
+    opposed = start[side] == end[other]      # the usual case: neighbours run along the edge in opposite directions
+    at_start = torch.where(opposed, next_corner(other), other)
+    at_end = torch.where(opposed, other, next_corner(other))
+    pairs = torch.cat([torch.stack([side, at_start], 1), torch.stack([next_corner(side), at_end], 1)])
+    classes, _ = number_labels(connected_components(pairs, 3 * len(faces)))
+    return classes.reshape(-1, 3)
+
+
+def next_corner(corner: Tensor) -> Tensor:
+    """The following corner of the same face (corners are numbered 3 * f + s)."""
+    return corner - corner % 3 + (corner + 1) % 3
+
+
+@dataclass(frozen=True, slots=True)
+class VertexFlags:
+    boundary: Tensor      # bool [V]  touches an edge with one face
+    manifold: Tensor      # bool [V]  at most two boundary edges and no edge with more than two faces
+
+
+def vertex_flags(edges: Edges, vertex_count: int) -> VertexFlags:
+    """Which vertices lie on a boundary, and which have a clean neighbourhood."""
+    def touching(chosen: Tensor) -> Tensor:
+        return torch.bincount(edges.vertices[chosen].reshape(-1), minlength=vertex_count)
+
+    boundary_edges = touching(edges.face_count == 1)
+    crowded_edges = touching(edges.face_count > 2)
+    return VertexFlags(boundary_edges > 0, (boundary_edges <= 2) & (crowded_edges == 0))
+
+
+def boundary_loops(
+    faces: Tensor,        # int [F, 3]
+    partner: Tensor,      # int64 [F, 3]
+) -> list[list[int]]:
+    """Closed chains of sides without a partner, as vertex lists, each vertex at most once.
+
+    A loop runs against the sides it borders, so faces made from it in order are wound like their neighbours.
+    A chain that touches itself at a vertex is cut into simple loops there.
+    """
+    classes = corner_classes(faces, partner).reshape(-1)
+    start, _ = side_ends(faces)
+    free = torch.nonzero(partner.reshape(-1) < 0).reshape(-1)
+    enters = classes[free].tolist()                      # walking a side backwards arrives at its start
+    leaves = classes[next_corner(free)].tolist()
+    vertex = start[free].tolist()
+    at: dict[int, int] = {}
+    for index, fan in enumerate(leaves):
+        at[fan] = -1 if fan in at else index             # a fan with two ways out is not oriented: no loop
+    visited = [False] * len(vertex)
+    loops: list[list[int]] = []
+    for first in range(len(vertex)):
+        chain, index = [], first
+        while index >= 0 and not visited[index]:
+            visited[index] = True
+            chain.append(vertex[index])
+            index = at.get(enters[index], -1)
+        if index == first:
+            loops.extend(simple_loops(chain))
+    return loops
+
+
+def simple_loops(chain: list[int]) -> list[list[int]]:
+    """Cut a closed vertex chain into loops that visit each vertex once."""
+    loops: list[list[int]] = []
+    stack: list[int] = []
+    place: dict[int, int] = {}
+    for vertex in chain:
+        if vertex in place:
+            loop = stack[place[vertex]:]
+            del stack[place[vertex]:]
+            for other in loop:
+                del place[other]
+            loops.append(loop)
+        place[vertex] = len(stack)
+        stack.append(vertex)
+    loops.append(stack)
+    return [loop for loop in loops if len(loop) >= 3]
