@@ -18,4 +18,14 @@ OPS: Mapping[str, tuple[Backend, ...]] = {
         ),
         Backend(name="torch", module="rasterize", function="rasterize", probe=runs_everywhere),
     ),
+    "closest_point": (
+        Backend(
+            name="warp",
+            module="closest_point_warp",
+            function="closest_point_warp",
+            probe=warp_runs,
+            hint=WARP_HINT,
+        ),
+        Backend(name="torch", module="closest_point", function="closest_point", probe=runs_everywhere),
+    ),
 }

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.parity.case import Case, Check, Kind, compare_tensor
-from trellis_core.geometry.sample import index_voxels, sample_voxels, trilinear_corners
 from trellis2.dual_grid import extract_mesh, find_quads, split_along
+from trellis_core.geometry.sample import index_voxels, sample_voxels, trilinear_corners
 
 MAX_ABS = {"kind": "max_abs"}
 
