@@ -31,6 +31,8 @@ from trellis_core.nn.embed import (
     unpatchify,
 )
 from trellis_core.nn.norm import ChannelLayerNorm32, GroupNorm32, LayerNorm32
+from trellis_core.nn.windows import sample_packing, voxel_phases, window_packing
+from trellis_core.sparse.plan import SparsePlan
 
 
 def filled(module: nn.Module, weights: dict[str, Tensor]) -> Any:
@@ -151,28 +153,23 @@ def attention_dense(case: Case) -> dict[str, Tensor]:
     return out
 
 
-def windows(coords: Tensor, size: int, shift: Any) -> Packing:
-    """Tokens of a sample that share a cell floor((coord + shift) / size)."""
-    cells = torch.cat([coords[:, :1], (coords[:, 1:] + torch.as_tensor(shift)) // size], dim=1)
-    return Packing.grouped(cells.unique(dim=0, return_inverse=True)[1])
-
-
 def attention_sparse(case: Case) -> dict[str, Tensor]:
     x, coords = case.inputs["x.feats"], case.inputs["x.coords"]
-    samples = Packing.of(coords[:, 0].bincount())
+    plan = SparsePlan(coords, int(coords[:, 0].max()) + 1)
+    samples = sample_packing(plan)
     size = case.config["window_size"]
     head_dim = case.config["channels"] // case.config["num_heads"]
     packings = {
-        "self_windowed": windows(coords, size, case.config["self_windowed_shift"]),
-        "self_windowed_noshift": windows(coords, size, 0),
-        "self_double_windowed": (windows(coords, size, 0), windows(coords, size, size // 2)),
+        "self_windowed": window_packing(plan, size, tuple(case.config["self_windowed_shift"])),
+        "self_windowed_noshift": window_packing(plan, size),
+        "self_double_windowed": (window_packing(plan, size), window_packing(plan, size, size // 2)),
     }
     ragged = [case.inputs[f"ctx_list.{i}"] for i in range(samples.count)]
     contexts = {"cross_varlen": ContextTokens(torch.cat(ragged), Packing.of([len(c) for c in ragged]))}
     out = {}
     for name in case.info["modules"]:
         if name.startswith("self"):
-            phases = rope_phases(coords[:, 1:], head_dim) if "rope" in name else None
+            phases = voxel_phases(plan, head_dim) if "rope" in name else None
             out[name] = self_attention(case, name)(x, phases, packings.get(name, samples))
         else:
             context = contexts.get(name, ContextTokens(case.inputs["ctx_dense"]))
@@ -214,8 +211,9 @@ def transformer_blocks(case: Case) -> dict[str, Tensor]:
     packing, x = None, case.inputs.get("x")
     if sparse:
         x, coords = case.inputs["x.feats"], case.inputs["x.coords"]
-        packing = Packing.of(coords[:, 0].bincount())
-        phases = rope_phases(coords[:, 1:], case.config["channels"] // case.config["num_heads"])
+        plan = SparsePlan(coords, int(coords[:, 0].max()) + 1)
+        packing = sample_packing(plan)
+        phases = voxel_phases(plan, case.config["channels"] // case.config["num_heads"])
     else:
         phases = torch.view_as_complex(case.inputs["phases"])
     out = {}
