@@ -1,0 +1,65 @@
+"""Checkpoints of training: weights, their average, the optimizer's state and the step, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trellis_core.errors import ModelError
+from trellis_core.training.optimizer import Average, Optimizer
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average: Average, step: int) -> None:
+    """Write all of training's state; the file appears only when it is complete."""
+    tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.weights.items()}
+    state = optimizer.state_dict()
+    tensors |= {f"momentum.{i}": m for i, m in enumerate(state["momentum"])}
+    for index, entry in state["adam"]["state"].items():
+        tensors |= {f"adam.{index}.{k}": v for k, v in entry.items()}
+    counts = {"step": step, "updates": average.updates}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, {"counts": json.dumps(counts)})
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average: Average) -> int:
+    """Restore what `save_checkpoint` wrote, strictly; the step to continue from."""
+    tensors, counts = read_checkpoint(path)
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+    weights = under("model.")
+    if weights.keys() != model.state_dict().keys():
+        raise ModelError(f"`{path}` belongs to another model", hint="choose an empty run folder")
+    model.load_state_dict(weights)
+    average.weights = under("average.")
+    average.updates = counts["updates"]
+    momentum = under("momentum.")
+    state = optimizer.state_dict()
+    adam: dict[int, dict[str, Tensor]] = {}
+    for key, value in under("adam.").items():
+        index, name = key.split(".", 1)
+        adam.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(
+        {"momentum": [momentum[str(i)] for i in range(len(momentum))], "adam": {**state["adam"], "state": adam}}
+    )
+    return int(counts["step"])
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """All tensors of a checkpoint, and its counts."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["counts"])  # noqa: SIM118
+
+
+def averaged_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The averaged weights of the part of the model whose names start with `prefix`."""
+    start = f"average.{prefix}"
+    return {k[len(start) :]: v for k, v in read_checkpoint(path)[0].items() if k.startswith(start)}
