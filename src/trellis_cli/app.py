@@ -94,10 +94,33 @@ class LazyGroup(TyperGroup):
         if name is None:
             return name, command, rest
         module = import_module(f"trellis_cli.commands.{COMMANDS[name].module}")
-        command = typer.main.get_command(module.app)
+        command = _light(typer.main.get_command(module.app))
         command.name = name
         command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
         return name, command, rest
+
+
+def _light(command: Any) -> Any:
+    """Keep typer from importing pydantic (0.2 s) only to look at options that were not given."""
+
+    def light(param: Any) -> Any:
+        look = param.process_value
+
+        def process(ctx: Any, value: Any) -> Any:
+            if ctx.resilient_parsing:  # completion
+                return value
+            if value is None and not param.required:
+                return () if param.multiple or param.nargs == -1 else None
+            return look(ctx, value)
+
+        param.process_value = process
+        return param
+
+    for param in command.params:
+        light(param)
+    find_help = command.get_help_option
+    command.get_help_option = lambda ctx: light(find_help(ctx))
+    return command
 
 
 def print_version(value: bool) -> None:
@@ -147,7 +170,7 @@ def failure_of(code: int) -> dict[str, Any] | None:
 
 
 def _run(arguments: list[str], console: Console) -> int:
-    command = typer.main.get_command(app)
+    command = _light(typer.main.get_command(app))
     try:
         result = command.main(arguments, prog_name="trellis", standalone_mode=False, obj=console)
     except typer.Exit as stop:

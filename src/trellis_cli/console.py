@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import takewhile
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -117,16 +117,25 @@ def console_for(arguments: Sequence[str]) -> Console:
     )
 
 
+class Beginning(NamedTuple):
+    """A step as `trellis_core.runtime.Step`, which cannot be imported without torch."""
+
+    stage: str
+    step: int = 0
+    steps: int = 1
+    note: str = ""
+
+
 class Stages:
     """Receives progress steps and keeps the seconds and the peak memory of each stage; shows nothing."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.current: Step | None = None
+        self.current: Step | Beginning | None = None
         self.label = ""
         self.started = monotonic()
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: Step | Beginning) -> None:
         if self.current is None or step.stage != self.current.stage or step.step < self.current.step:
             self.close()
             self.label = self._label_for(step.stage)
@@ -138,6 +147,10 @@ class Stages:
         self.show(step)
         if step.note:
             self.console.note(step.note)
+
+    def begin(self, stage: str) -> None:
+        """Announce a stage of the command's own: `start`, until the engine reports its first one."""
+        self(Beginning(stage))
 
     @property
     def seconds(self) -> float:
@@ -152,9 +165,9 @@ class Stages:
             self.ended(self.current)
             self.current = None
 
-    def show(self, step: Step) -> None: ...
+    def show(self, step: Step | Beginning) -> None: ...
 
-    def ended(self, step: Step) -> None: ...
+    def ended(self, step: Step | Beginning) -> None: ...
 
     def _label_for(self, stage: str) -> str:
         """A stage that runs again, as the passes of a cascade do, gets a number."""
@@ -168,17 +181,17 @@ class Lines(Stages):
 
     printed = 0.0
 
-    def show(self, step: Step) -> None:
+    def show(self, step: Step | Beginning) -> None:
         if step.step == 0:
             self.printed = monotonic()
         elif step.step < step.steps and monotonic() - self.printed > LINE_EVERY:
             self._line(step, f", {self.seconds / step.step * (step.steps - step.step):.0f} s left")
             self.printed = monotonic()
 
-    def ended(self, step: Step) -> None:
+    def ended(self, step: Step | Beginning) -> None:
         self._line(step)
 
-    def _line(self, step: Step, rest: str = "") -> None:
+    def _line(self, step: Step | Beginning, rest: str = "") -> None:
         print(f"{self.label:<{LABEL}}{_count(step):>7}{self.seconds:8.1f} s{rest}", file=sys.stderr, flush=True)
 
 
@@ -190,12 +203,12 @@ class Bars(Stages):
         self.live = live
         self.task: TaskID | None = None
 
-    def show(self, step: Step) -> None:
+    def show(self, step: Step | Beginning) -> None:
         if self.task is None:
             self.task = self.live.add_task(self.label, total=max(step.steps, 1), count="")
         self.live.update(self.task, completed=step.step, total=max(step.steps, 1), count=_count(step))
 
-    def ended(self, step: Step) -> None:
+    def ended(self, step: Step | Beginning) -> None:
         if self.task is not None:
             self.live.update(self.task, completed=max(step.steps, 1))
             self.live.stop_task(self.task)
@@ -242,7 +255,7 @@ def discard_stdout(stdout: TextIO) -> None:
         pass
 
 
-def _count(step: Step) -> str:
+def _count(step: Step | Beginning) -> str:
     return f"{step.step}/{step.steps}" if step.steps > 1 else ""
 
 

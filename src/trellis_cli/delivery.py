@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ PREVIEW_SUFFIXES = (".png",)
 class Order:
     """What is to be written, and how."""
 
-    paths: tuple[Path, ...]        # one per sample
-    previews: tuple[Path, ...]     # as many, or none
+    paths: tuple[Path, ...]     # one per sample
+    previews: tuple[Path, ...]  # as many, or none
     preset: str | None = None
     faces: int | None = None
     texture: int | None = None
@@ -37,7 +37,7 @@ class Order:
     force: bool = False
 
     @classmethod
-    def check(cls, source: Path, output: Path | None, *, count: int, preset: Preset | None, faces: int | None,
+    def check(cls, source: Path, output: Path | None, *, count: int = 1, preset: Preset | None, faces: int | None,
               texture: int | None, preview: Path | None, strict: bool, force: bool) -> Order:
         """Raises `UsageError` or `OutputError` when the result could not be written."""
         paths = files.outputs(output, source, ".glb", count)
@@ -48,6 +48,16 @@ class Order:
             files.check_output(path, PREVIEW_SUFFIXES, force=force)
         return cls(paths=tuple(paths), previews=tuple(previews), preset=preset.value if preset else None,
                    faces=faces, texture=texture, strict=strict, force=force)
+
+    def numbered(self, number: int) -> Order:
+        """The order for as many samples as a bundle turned out to hold."""
+        if number == len(self.paths):
+            return self
+        paths = files.numbered(self.paths[0], number)
+        previews = files.numbered(self.previews[0], number) if self.previews else []
+        for path in (*paths, *previews):
+            files.check_output(path, (path.suffix,), force=self.force)
+        return replace(self, paths=tuple(paths), previews=tuple(previews))
 
     def settings(self) -> ExportSettings:
         """The preset with the options that were given on top of it."""

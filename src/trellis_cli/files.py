@@ -64,6 +64,11 @@ def outputs(output: Path | None, source: Path, suffix: str, number: int) -> list
     path = output if output is not None else Path(source.stem + suffix)
     if path.is_dir():
         path = path / (source.stem + suffix)
+    return numbered(path, number)
+
+
+def numbered(path: Path, number: int) -> list[Path]:
+    """`[path]` for one, else NAME-1, NAME-2, ..."""
     if number == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(number)]

@@ -1,12 +1,13 @@
 """The models by name, and how one becomes an engine on this machine. The only module that knows model versions.
 
-    --model NAME -> find_model -> Found (folder, why) -> load_engine -> trellis2.Pipeline
+    --model NAME -> find_model or choose_model -> Found -> load_engine -> trellis2.Pipeline
 
 Finding a model imports no torch; nothing here downloads.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from trellis_cli.console import Console
 from trellis_cli.options import Precision, Tier, parse_kernels
-from trellis_core.errors import InputError, ModelError
+from trellis_core.errors import ModelError
+from trellis_core.weights import hub
+from trellis_core.weights.verify import count_parameters
 
 if TYPE_CHECKING:
     from trellis2.pipeline import Pipeline
+    from trellis_core.memory.budget import MemoryPlan, MemoryRequest
+    from trellis_core.memory.devices import DeviceInfo
     from trellis_core.weights.bundle import Bundle
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +35,18 @@ class Model:
 
     summary: str
     licence: str
-    repository: str | None = None    # on the hub; None is shipped in the package
+    repository: str | None = None  # on the hub; None travels in the package
+    needs_gpu: bool = False        # `--model auto` takes it on a GPU only
 
 
-MODELS: Mapping[str, Model] = {    # best first: the order of `--model auto`
+MODELS: Mapping[str, Model] = {  # best first: the order of `--model auto`
     "trellis2-4b": Model(
         summary="TRELLIS.2, 4 billion parameters: 512 to 1536 voxels, PBR materials",
         licence="MIT",
         repository="microsoft/TRELLIS.2-4B",
+        needs_gpu=True,
     ),
-    "embedded": Model(summary="small model in the package: runs anywhere, simple objects", licence="MIT"),
+    hub.EMBEDDED: Model(summary="small model in the package: runs anywhere, simple objects", licence="MIT"),
 }
 
 
@@ -46,5 +55,167 @@ class Found:
     """A model on this machine."""
 
     name: str
-    folder: Path    # holds pipeline.json
-    reason: str     # why this one
+    folder: Path  # holds pipeline.json
+    reason: str   # why this one
+
+
+def embedded_folder() -> Path:
+    """Where the model lies that travels in the package. Imports nothing of it."""
+    spec = find_spec("trellis2")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(places[0] if places else "trellis2") / "_embedded"
+
+
+def find_model(name: str) -> Found:
+    """The model called `name`: one of MODELS, a folder, or a cached hub repository `owner/name`.
+
+    Raises `ModelError` with the command that gets it when it is not on this machine.
+    """
+    repositories = {key: model.repository for key, model in MODELS.items() if model.repository}
+    folder = hub.find_model(name, embedded=embedded_folder(), repositories=repositories)
+    return Found(name, folder, "asked for")
+
+
+def missing_checkpoints(folder: Path) -> list[str]:
+    """The checkpoints that a model's `pipeline.json` names and this machine does not have."""
+    missing = []
+    for reference in references(folder).values():
+        try:
+            hub.find_checkpoint(reference, folder)
+        except ModelError:
+            missing.append(reference)
+    return missing
+
+
+def references(folder: Path) -> dict[str, str]:
+    """Network name -> checkpoint as written in `pipeline.json`, the image encoder among them."""
+    path = folder / hub.PIPELINE
+    try:
+        args = json.loads(path.read_text(encoding="utf-8"))["args"]
+        encoder = args["image_cond_model"]["args"]
+        return {**args["models"], "image_encoder": encoder.get("model_name") or encoder["model"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"`{path}` is damaged: {error}", hint="download the model again") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What was asked for about device, memory and kernels."""
+
+    device: str
+    precision: str
+    tier: str
+    kernels: Mapping[str, str]
+
+    @classmethod
+    def of(cls, device: str, precision: Precision, tier: Tier, kernels: list[str] | None) -> Machine:
+        name = "cpu" if tier is Tier.cpu and device == AUTO else device
+        return cls(device=name, precision=precision.value, tier=tier.value, kernels=parse_kernels(kernels))
+
+
+def load_engine(
+    model: str, machine: Machine, console: Console, *, pipeline_type: str | None = None, num_samples: int = 1
+) -> Pipeline:
+    """Choose device, model, kernels and memory plan, say what was chosen, and load the model.
+
+    A model that was asked for and is not here is a `ModelError` before torch is imported; `auto` takes the best
+    model of MODELS that is present and fits.
+    """
+    found = None if model == AUTO else find_model(model)
+
+    import trellis2
+    from trellis_core.kernels.table import resolve_kernels
+    from trellis_core.memory.budget import MemoryRequest
+    from trellis_core.memory.devices import describe_device, select_device
+    from trellis_core.runtime import Runtime
+
+    device = select_device(machine.device)
+    info = describe_device(device)
+    kernels = resolve_kernels(info, machine.kernels)
+    request = MemoryRequest(tier=machine.tier, precision=machine.precision, num_samples=num_samples)
+    if found is None:
+        found = choose_model(info, request)
+    plan = plan_for(found.folder, info, request, pipeline_type)
+
+    console.say("model", f"{found.name}, {found.reason}")
+    console.say("device", f"{info.name or device}; {plan.describe()}")
+    console.facts["model"] = {"name": found.name, "folder": str(found.folder), "reason": found.reason}
+    console.facts["device"] = {"name": info.name, "device": str(device), "kernels": dict(kernels.choices)}
+    console.facts["plan"] = plan.as_dict()
+    if not plan.fits:
+        console.warn("the memory plan does not fit this machine; the run may end for lack of memory")
+    runtime = Runtime(device=device, dtype=plan.dtype, kernels=kernels, keep_resident=plan.keep_resident)
+    return trellis2.load(found.name if found.name in MODELS else found.folder, runtime)
+
+
+def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Console) -> Pipeline:
+    """The engine that made `bundle`, or the `model` that was asked for."""
+    if model == AUTO:
+        model = str(bundle.info.get("model", {}).get("name", ""))
+        if model not in MODELS:
+            raise ModelError(f"the bundle was made by the model `{model}`", hint="pass its folder: `--model PATH`")
+    return load_engine(model, machine, console, pipeline_type=bundle.info.get("pipeline_type"))
+
+
+def provenance(bundle: Bundle) -> dict[str, Any]:
+    """What the finished file says about its origin."""
+    from trellis2.pipeline import provenance
+
+    return provenance(bundle)
+
+
+def choose_model(device: DeviceInfo, request: MemoryRequest) -> Found:
+    """The best model that is complete on this machine and fits it, and why the better ones were passed over."""
+    passed = []
+    for name, model in MODELS.items():
+        try:
+            folder = find_model(name).folder
+            problem = _problem(name, model, folder, device, request)
+        except ModelError as error:
+            problem = error.message.replace(f"the model `{name}`", "").strip() + f" ({error.hint})"
+        if problem is None:
+            return Found(name, folder, "; ".join(["the best model here that fits", *passed]))
+        passed.append(f"{name} {problem}")
+    raise ModelError("no model is present: " + "; ".join(passed), hint="run `trellis models pull trellis2-4b`")
+
+
+def _problem(name: str, model: Model, folder: Path, device: DeviceInfo, request: MemoryRequest) -> str | None:
+    """Why `auto` does not take a model, or None."""
+    if missing_checkpoints(folder):
+        return f"is not complete (run `trellis models pull {name}`)"
+    if model.needs_gpu and device.kind == "cpu":
+        return f"would take hours without a GPU (`--model {name}` runs it all the same)"
+    plan = plan_for(folder, device, request)
+    return None if plan.fits else f"does not fit: it needs {plan.peak / 2**30:.1f} GiB"
+
+
+def plan_for(
+    folder: Path, device: DeviceInfo, request: MemoryRequest, pipeline_type: str | None = None
+) -> MemoryPlan:
+    """The memory plan of one model on one device, from its configurations and the sizes of its files.
+
+    Raises `ModelError` for a damaged or incomplete model and `UsageError` for an unknown pipeline type.
+    """
+    from trellis2.settings import read_settings
+    from trellis_core.memory.budget import VRAMManager
+    from trellis_core.memory.cost import describe_networks
+
+    kind = read_settings(folder / hub.PIPELINE).pipeline_type(pipeline_type)
+    sizes = (kind.structure_image_size, kind.texture_image_size, *(p.image_size for p in kind.shape_passes))
+    configs = {name: _network(reference, folder) for name, reference in references(folder).items()}
+    networks = describe_networks(configs, resolution=kind.resolution, image_size=max(sizes))
+    return VRAMManager(device, request).plan(networks)
+
+
+def _network(reference: str, folder: Path) -> tuple[Mapping[str, Any], int]:
+    """Configuration and number of parameters of one checkpoint."""
+    stem = hub.find_checkpoint(reference, folder, model=folder.name)
+    config = hub.config_of(stem)
+    if not config.is_file():
+        config = stem.with_name("config.json")  # as image encoders are published
+    try:
+        return json.loads(config.read_text(encoding="utf-8")), count_parameters(hub.weights_of(stem))
+    except FileNotFoundError:
+        raise ModelError(f"`{config}` is missing", hint=f"run `trellis models pull {folder.name}`") from None
+    except ValueError as error:
+        raise ModelError(f"`{config}` is damaged: {error}", hint="download the model again") from error

@@ -49,9 +49,12 @@ def export(
     )
     machine = registry.Machine.of(device, precision, vram_tier, kernel)
     with console.working() as progress:
-        saved = files.read_bundle(bundle)
-        order = order.numbered(saved.info["num_samples"])
-        engine = registry.engine_for(saved, model, machine, console, offline=offline)
+        progress.begin("start")
+        from trellis_core.weights.bundle import Bundle
+
+        saved = Bundle.load(bundle)
+        order = order.numbered(saved.info.get("num_samples", 1))
+        engine = registry.load_engine_of(saved, model, machine, console)
         shapes = engine.decode(saved, on_progress=progress, cancel=console.is_interrupted)
         delivery.deliver(console, engine, shapes, order, registry.provenance(saved), progress)
     delivery.conclude(console, order, started)

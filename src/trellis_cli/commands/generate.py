@@ -7,7 +7,7 @@ from time import monotonic
 
 import typer
 
-from trellis_cli import delivery, files
+from trellis_cli import delivery, files, registry
 from trellis_cli import options as o
 from trellis_cli.console import Console
 
@@ -64,7 +64,7 @@ def generate(
     """
     console: Console = ctx.obj
     started = monotonic()
-    machine = o.machine(model, device, precision, vram_tier, kernel, offline)
+    machine = registry.Machine.of(device, precision, vram_tier, kernel)
     kind = o.pipeline_name(resolution, pipeline)
     changes = o.sampler_changes(
         subject, steps, guidance, (structure_steps, shape_steps, texture_steps),
@@ -75,10 +75,10 @@ def generate(
     if save_bundle is not None:
         files.check_output(save_bundle, files.BUNDLES, force=force)
     files.check_input(picture, "picture", files.PICTURES)
-    files.check_picture(picture)
 
     with console.working() as progress:
-        engine = machine.load(console)
+        progress.begin("start")
+        engine = registry.load_engine(model, machine, console, pipeline_type=kind, num_samples=num_samples)
         bundle = engine.sample(
             picture, seed=seed, num_samples=num_samples, pipeline_type=kind, background=background.value,
             on_progress=progress, cancel=console.is_interrupted, **changes,
@@ -86,5 +86,5 @@ def generate(
         if save_bundle is not None:
             console.facts["bundle"] = str(files.write(save_bundle, bundle.save, force=force))
         shapes = engine.decode(bundle, on_progress=progress, cancel=console.is_interrupted)
-        delivery.deliver(console, engine, shapes, order, engine.provenance(bundle), progress)
+        delivery.deliver(console, engine, shapes, order, registry.provenance(bundle), progress)
     delivery.conclude(console, order, started)
