@@ -61,6 +61,7 @@ def neighbor_map(
         for dz, k in sorted(line):
             if (dx, dy, dz) == (0, 0, 0):
                 found[rows.long(), k] = rows
+                position = torch.arange(1, count + 1, device=keys.device).clamp_(max=count - 1)
                 continue
             query = keys + (step + dz)
             if position is None or dz != previous + 1:

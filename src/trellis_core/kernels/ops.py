@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trellis_core.kernels.attention_probes import ATTENTION, PACKED_ATTENTION
+from trellis_core.kernels.probes import TRITON_HINT, triton_runs
 from trellis_core.kernels.table import Backend, runs_everywhere
 from trellis_core.kernels.warp_start import HINT as WARP_HINT
 from trellis_core.kernels.warp_start import warp_runs
@@ -12,6 +13,19 @@ from trellis_core.kernels.warp_start import warp_runs
 OPS: Mapping[str, tuple[Backend, ...]] = {
     "attention": ATTENTION,
     "packed_attention": PACKED_ATTENTION,
+    "neighbor_map": (
+        Backend(name="torch", module="neighbor_map", function="neighbor_map", probe=runs_everywhere),
+    ),
+    "sparse_conv": (
+        Backend(
+            name="triton",
+            module="triton_sparse_conv",
+            function="sparse_conv",
+            probe=triton_runs,
+            hint=TRITON_HINT,
+        ),
+        Backend(name="torch", module="sparse_conv", function="sparse_conv", probe=runs_everywhere),
+    ),
     "rasterize": (
         Backend(
             name="warp", module="rasterize_warp", function="rasterize_warp", probe=warp_runs, hint=WARP_HINT

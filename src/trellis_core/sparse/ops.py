@@ -1,11 +1,11 @@
-"""Sample-wise operations on sparse and ragged tensors: reductions, selection, concatenation, padding.
+"""Sample-wise operations on sparse and ragged tensors: reductions, selection, concatenation, padding, chunks.
 
 Letters: B samples, T rows, L rows of the longest sample, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -78,6 +78,23 @@ def pad_samples(x: Ragged) -> tuple[Tensor, Tensor]:
     mask[layout.sample_of_row, column] = True
     dense = x.feats.new_zeros(layout.batch_size, length, *x.feats.shape[1:])
     return dense.index_put((layout.sample_of_row, column), x.feats), mask
+
+
+def map_rows(
+    function: Callable[[Tensor], Tensor],
+    feats: Tensor,  # [T, C]
+    elements: int = 1 << 24,
+) -> Tensor:  # [T, ...]
+    """Apply a row-wise function; without gradients in chunks, so that what it makes on the way stays small."""
+    rows = max(1, elements // max(1, feats.shape[1]))
+    if torch.is_grad_enabled() or len(feats) <= rows:
+        return function(feats)
+    first = function(feats[:rows])
+    out = first.new_empty(len(feats), *first.shape[1:])
+    out[:rows] = first
+    for start in range(rows, len(feats), rows):
+        out[start : start + rows] = function(feats[start : start + rows])
+    return out
 
 
 def _flat(x: Ragged) -> Tensor:
