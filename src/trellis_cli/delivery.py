@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from trellis_core.geometry.asset import ExportSettings
     from trellis_core.geometry.types import Asset, QualityReport, VoxelMesh
 
-PREVIEW_SUFFIXES = (".png",)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -45,7 +43,7 @@ class Order:
         for path in paths:
             files.check_output(path, files.ASSETS, force=force)
         for path in previews:
-            files.check_output(path, PREVIEW_SUFFIXES, force=force)
+            files.check_output(path, files.IMAGES, force=force)
         return cls(paths=tuple(paths), previews=tuple(previews), preset=preset.value if preset else None,
                    faces=faces, texture=texture, strict=strict, force=force)
 
@@ -83,10 +81,10 @@ def deliver(console: Console, engine: Any, shapes: Sequence[VoxelMesh], order: O
     for index, shape in enumerate(shapes):
         asset = engine.export(shape, settings, extras={**extras, "sample": index}, on_progress=progress,
                               cancel=console.is_interrupted)
-        write(console, asset, order, index)
+        write(console, engine, asset, order, index)
 
 
-def write(console: Console, asset: Asset, order: Order, index: int = 0) -> None:
+def write(console: Console, engine: Any, asset: Asset, order: Order, index: int = 0) -> None:
     """Write one asset and its preview, and keep what the final report says about them."""
     path = files.write(order.paths[index], asset.save, force=order.force)
     facts: dict[str, Any] = {
@@ -99,9 +97,9 @@ def write(console: Console, asset: Asset, order: Order, index: int = 0) -> None:
     }
     console.facts.setdefault("outputs", []).append(facts)
     if order.previews:
-        from trellis_cli.commands.render import draw_asset
+        from trellis_cli.sheet import draw_asset
 
-        sheet = draw_asset(asset)
+        sheet = draw_asset(asset, engine.runtime)
         facts["preview"] = str(files.write(order.previews[index], sheet.save, force=order.force))
     console.event("written", **facts)
 

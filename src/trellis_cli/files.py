@@ -10,11 +10,18 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trellis_cli.console import Console
 from trellis_core.errors import InputError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ASSETS = (".glb",)               # suffixes of trellis_core.io.WRITERS, known without importing torch
+MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl")    # that can be read
+IMAGES = (".png",)               # that can be written
 BUNDLES = (".safetensors",)
 SMALLEST_SPACE = 1 << 20         # bytes; with less than this left no asset can be written
 
@@ -34,6 +41,20 @@ def check_input(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise InputError(f"{what} `{path}` cannot be read: {said}", hint="check the name and its permissions") from None
+
+
+def read_picture(path: Path, console: Console) -> Image:
+    """The decoded picture; says when only its first frame is used. Imports torch."""
+    from trellis_core.io.images import read_picture
+
+    image = read_picture(path)
+    if "notice" in image.info:
+        console.note(image.info["notice"])
+    return image
+
+
+def unknown_suffix(path: Path, what: str, suffixes: Sequence[str]) -> InputError:
+    return InputError(f"{what} `{path}` is of an unknown kind", hint=f"known: {', '.join(suffixes)}")
 
 
 def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
@@ -65,6 +86,11 @@ def outputs(output: Path | None, source: Path, suffix: str, number: int) -> list
     if path.is_dir():
         path = path / (source.stem + suffix)
     return numbered(path, number)
+
+
+def beside(source: Path, ending: str) -> Path:
+    """The source's name with another ending, in this folder."""
+    return Path(source.stem + ending)
 
 
 def numbered(path: Path, number: int) -> list[Path]:

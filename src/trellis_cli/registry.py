@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trellis2.pipeline import Pipeline
     from trellis_core.memory.budget import MemoryPlan, MemoryRequest
     from trellis_core.memory.devices import DeviceInfo
+    from trellis_core.runtime import Runtime
     from trellis_core.weights.bundle import Bundle
 
 AUTO = "auto"
@@ -124,28 +125,36 @@ def load_engine(
     found = None if model == AUTO else find_model(model)
 
     import trellis2
-    from trellis_core.kernels.table import resolve_kernels
     from trellis_core.memory.budget import MemoryRequest
-    from trellis_core.memory.devices import describe_device, select_device
-    from trellis_core.runtime import Runtime
 
-    device = select_device(machine.device)
-    info = describe_device(device)
-    kernels = resolve_kernels(info, machine.kernels)
+    runtime, info = open_runtime(machine)
     request = MemoryRequest(tier=machine.tier, precision=machine.precision, num_samples=num_samples)
     if found is None:
         found = choose_model(info, request)
     plan = plan_for(found.folder, info, request, pipeline_type)
 
     console.say("model", f"{found.name}, {found.reason}")
-    console.say("device", f"{info.name or device}; {plan.describe()}")
+    console.say("device", f"{info.name or runtime.device}; {plan.describe()}")
     console.facts["model"] = {"name": found.name, "folder": str(found.folder), "reason": found.reason}
-    console.facts["device"] = {"name": info.name, "device": str(device), "kernels": dict(kernels.choices)}
+    console.facts["device"] = {
+        "name": info.name, "device": str(runtime.device), "kernels": dict(runtime.kernels.choices)
+    }
     console.facts["plan"] = plan.as_dict()
     if not plan.fits:
         console.warn("the memory plan does not fit this machine; the run may end for lack of memory")
-    runtime = Runtime(device=device, dtype=plan.dtype, kernels=kernels, keep_resident=plan.keep_resident)
+    runtime = replace(runtime, dtype=plan.dtype, keep_resident=plan.keep_resident)
     return trellis2.load(found.name if found.name in MODELS else found.folder, runtime)
+
+
+def open_runtime(machine: Machine) -> tuple[Runtime, DeviceInfo]:
+    """Device and kernels, without a model. `UsageError` when what was asked for cannot run here."""
+    from trellis_core.kernels.table import resolve_kernels
+    from trellis_core.memory.devices import describe_device, select_device
+    from trellis_core.runtime import Runtime
+
+    device = select_device(machine.device)
+    info = describe_device(device)
+    return Runtime(device=device, kernels=resolve_kernels(info, machine.kernels)), info
 
 
 def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Console) -> Pipeline:

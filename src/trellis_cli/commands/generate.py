@@ -78,9 +78,10 @@ def generate(
 
     with console.working() as progress:
         progress.begin("start")
+        image = files.read_picture(picture, console)
         engine = registry.load_engine(model, machine, console, pipeline_type=kind, num_samples=num_samples)
         bundle = engine.sample(
-            picture, seed=seed, num_samples=num_samples, pipeline_type=kind, background=background.value,
+            image, seed=seed, num_samples=num_samples, pipeline_type=kind, background=background.value,
             on_progress=progress, cancel=console.is_interrupted, **changes,
         )
         if save_bundle is not None:
