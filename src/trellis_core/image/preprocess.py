@@ -43,7 +43,7 @@ def preprocess_picture(
 
 
 def to_8bit(image: Image.Image) -> Image.Image:
-    """RGBA when the picture carries transparency of any kind, else RGB; deeper samples are scaled to 8 bits."""
+    """RGBA when the picture carries transparency of any kind, else RGB; deep samples are scaled to 8 bits."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(scale_samples(np.asarray(image))).convert("RGB")
     mode = "RGBA" if image.mode in ALPHA_MODES or "transparency" in image.info else "RGB"
@@ -53,13 +53,11 @@ def to_8bit(image: Image.Image) -> Image.Image:
 
 
 def scale_samples(samples: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] from integers (16 bits unless larger values occur) or floats (of 1, else of 255)."""
+    """uint8 [H, W] from integers (white is 65,535 or the largest value) or floats (white is 1, 255 or 65,535)."""
     finite = np.nan_to_num(samples.astype(np.float64))
     top = float(finite.max(initial=0))
-    if samples.dtype.kind == "f":
-        white = 1.0 if top <= 1 else 255.0
-    else:
-        white = 65535.0 if top <= 65535 else top
+    whites = (1.0, 255.0, 65535.0) if samples.dtype.kind == "f" else (65535.0,)
+    white = next((w for w in whites if top <= w), top)
     return np.clip(finite / white * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
