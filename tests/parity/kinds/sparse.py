@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.parity.case import Case, Kind
+from tests.parity.case import Case, Check, Kind, compare_by_tolerance, compare_tensor
+from tests.parity.kinds.voxels import canonical, compare_center_vertices, compare_rows
 from trellis2.dual_grid import extract_mesh
 from trellis2.models.sparse_blocks import (
     SparseConvNeXtBlock3d,
@@ -257,12 +258,31 @@ def run_dual_grid_heads(case: Case) -> dict[str, Tensor]:
     return out
 
 
+def compare_with_meshes(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    """By the sidecar's tolerances, except that the order of quads is free: triangles are a set, and the
+    centre vertices of a training mesh are matched through their quads."""
+    checks, rest = [], dict(want)
+    for name in [name for name in want if "_faces" in name]:
+        vertices = name.replace("_faces", "_vertices")
+        faces = rest.pop(name)
+        if "_train" not in name:
+            checks.append(compare_rows(name, canonical(got[name]), canonical(faces)) if len(faces) else
+                          compare_tensor(name, got[name], faces, {"kind": "exact"}))  # fmt: skip
+            continue
+        voxels = len(want[vertices.replace("_train", "")])
+        meshes = [{"vertices": side[vertices], "faces": side[name]} for side in (got, want)]
+        corners = [{vertices: mesh["vertices"][:voxels]} for mesh in meshes]
+        checks += compare_by_tolerance(case, *corners) + compare_center_vertices(voxels, *meshes)
+        del rest[vertices]
+    return checks + compare_by_tolerance(case, got, rest)
+
+
 KINDS = {
     "trellis2.varlen_ops": Kind(run_varlen_ops),
     "trellis2.sparse_conv": Kind(run_sparse_conv),
     "trellis2.sparse_resample": Kind(run_sparse_resample),
     "trellis2.scvae_blocks": Kind(run_blocks),
-    "trellis2.shape_vae": Kind(run_shape_vae),
+    "trellis2.shape_vae": Kind(run_shape_vae, compare_with_meshes),
     "trellis2.tex_vae": Kind(run_tex_vae),
-    "trellis2.dual_grid_heads": Kind(run_dual_grid_heads),
+    "trellis2.dual_grid_heads": Kind(run_dual_grid_heads, compare_with_meshes),
 }
