@@ -1,0 +1,195 @@
+"""From what the decoder produced to a finished asset: repaired, simplified, unwrapped, baked, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trellis_core.errors import InputError, UsageError
+from trellis_core.geometry.bake import BakeMode, bake_texture, to_images
+from trellis_core.geometry.cleanup import (
+    remove_broken_faces,
+    remove_flaps,
+    remove_small_components,
+    smooth,
+    split_non_manifold,
+    straighten_slivers,
+    weld_vertices,
+)
+from trellis_core.geometry.connectivity import edges_of
+from trellis_core.geometry.holes import fill_holes
+from trellis_core.geometry.orientation import Surroundings, flood_surroundings, orient_outward, remove_enclosed
+from trellis_core.geometry.quality import check_mesh
+from trellis_core.geometry.simplify import simplify
+from trellis_core.geometry.triangles import vertex_normals
+from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
+from trellis_core.geometry.unwrap import unwrap
+from trellis_core.runtime import Runtime
+
+AlphaMode = Literal["opaque", "mask", "blend", "auto"]
+
+WELD = 1e-3               # voxels
+FLAP_AREA = 4.0           # voxel faces
+STRAY_AREA = 1e-4         # of the largest piece
+STRAY_EXTENT = 4.0        # voxels
+FLAT_HOLE = 3.0           # times the hole limit, for holes within
+FLATNESS = 0.5            # voxels of a plane
+LAYER_GAP = 0.25          # voxels
+SEE_THROUGH = 0.5         # alpha below which a voxel does not hide what is behind it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings:
+    """How an asset is made."""
+
+    faces: int = 100_000                        # at most
+    texture_size: int = 2048                    # texels per side
+
+    fill_holes_voxels: float = 12               # close holes with a smaller perimeter; 0 closes none
+    keep_interior: bool = False                 # keep pieces that cannot be reached from outside
+    keep_small_parts: bool = False              # keep crumbs of less than four voxels
+    smooth_iterations: int = 0                  # Taubin smoothing
+    watertight: bool = False                    # rebuild as one closed surface, for printing
+
+    bake: BakeMode = "auto"                     # where to sample: in place, on the original surface, or as needed
+    alpha: AlphaMode = "opaque"
+    texture_format: Literal["webp", "png"] = "webp"
+
+    def __post_init__(self) -> None:
+        def demand(holds: bool, name: str, expected: str) -> None:
+            if not holds:
+                raise UsageError(f"export setting `{name}` is {getattr(self, name)!r}", hint=f"use {expected}")
+
+        demand(self.faces >= 4, "faces", "at least 4")
+        demand(16 <= self.texture_size <= 16384, "texture_size", "16 to 16384")
+        demand(self.fill_holes_voxels >= 0, "fill_holes_voxels", "0 or more")
+        demand(0 <= self.smooth_iterations <= 100, "smooth_iterations", "0 to 100")
+        demand(self.bake in ("auto", "projected", "direct"), "bake", "auto, projected or direct")
+        demand(self.alpha in ("opaque", "mask", "blend", "auto"), "alpha", "opaque, mask, blend or auto")
+        demand(self.texture_format in ("webp", "png"), "texture_format", "webp or png")
+
+
+def build_asset(
+    shape: VoxelMesh,
+    settings: ExportSettings,
+    *,
+    runtime: Runtime,
+    extras: Mapping[str, Any] | None = None,
+    writers: Mapping[str, Callable[[Asset, Path], None]] | None = None,
+) -> Asset:
+    """Make a finished asset of a decoded shape.
+
+    Mesh work runs on the CPU and is deterministic; baking runs on the runtime's device. Raises
+    `InputError` when there is no geometry to work with.
+    """
+    demand_geometry(shape)
+    voxels = PBRVoxels(shape.voxels.coords.cpu(), shape.voxels.attrs.float().cpu(), shape.voxels.resolution)
+    voxel = 1.0 / voxels.resolution
+    raw = Mesh(shape.mesh.vertices.float().cpu(), shape.mesh.faces.cpu())
+
+    runtime.report("clean", 0, 3)
+    original, around, unclear = clean(raw, voxels, settings, runtime)
+    mesh = reduce_faces(original, settings, voxel, runtime)
+    mesh, _ = orient_outward(mesh, around)
+
+    runtime.report("unwrap", 0, 1)
+    normals = vertex_normals(mesh.vertices, mesh.faces)
+    mesh, source = unwrap(mesh, settings.texture_size, layer_gap=LAYER_GAP * voxel, kernels=runtime.kernels)
+    mesh = replace(mesh, normals=normals[source])
+    runtime.report("unwrap", 1, 1)
+
+    runtime.report("bake", 0, 4)
+    device = runtime.device
+    baked = bake_texture(
+        mesh.to(device), PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution),
+        settings.texture_size, original=original.to(device), mode=settings.bake, kernels=runtime.kernels,
+        on_step=lambda step, steps: runtime.report("bake", step, steps))
+    base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
+    alpha_mode = choose_alpha(baked.attrs[:, ALPHA], settings.alpha)
+    if alpha_mode == "OPAQUE":
+        base_color[..., 3] = 255
+
+    runtime.report("check", 0, 1)
+    report = check_mesh(mesh, kernels=runtime.kernels, texture_size=min(settings.texture_size, 1024),
+                        unsupported_texels=baked.unsupported)
+    report = replace(report, metrics={**report.metrics, "unclear_orientation": unclear})
+    double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
+    runtime.report("check", 1, 1)
+    material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
+    return Asset(mesh, material, report, {**(extras or {}), "export": asdict(settings)}, dict(writers or {}))
+
+
+def demand_geometry(shape: VoxelMesh) -> None:
+    hint = "the model found no surface: try another seed, or a picture that shows the whole object on a plain background"
+    if len(shape.mesh.faces) == 0 or len(shape.mesh.vertices) == 0:
+        raise InputError("the decoded shape has no faces", hint=hint)
+    if len(shape.voxels.coords) == 0:
+        raise InputError("the decoded shape has no material voxels", hint=hint)
+    if not bool(torch.isfinite(shape.mesh.vertices).all(1).any()):
+        raise InputError("the decoded shape has no finite coordinates", hint="decode with `--precision full`")
+
+
+def clean(
+    mesh: Mesh, voxels: PBRVoxels, settings: ExportSettings, runtime: Runtime
+) -> tuple[Mesh, Surroundings, float]:
+    """Repair the raw surface. Returns it outward-facing and manifold, its surroundings, and the unclear share."""
+    voxel = 1.0 / voxels.resolution
+    mesh = remove_broken_faces(weld_vertices(keep_finite(mesh), WELD * voxel))
+    mesh = remove_flaps(mesh, FLAP_AREA * voxel**2)
+    if not settings.keep_small_parts:
+        mesh = remove_small_components(mesh, STRAY_AREA, STRAY_EXTENT * voxel)
+    if len(mesh.faces) == 0:
+        raise InputError("nothing is left of the decoded shape after cleaning", hint="try another seed")
+    runtime.report("clean", 1, 3)
+
+    opaque = voxels.attrs[:, ALPHA].squeeze(1) >= SEE_THROUGH
+    around = flood_surroundings(mesh, voxels.coords[opaque], voxels.resolution)
+    if not settings.keep_interior:
+        mesh = remove_enclosed(mesh, around)
+    runtime.report("clean", 2, 3)
+
+    # Closing holes joins patches, which settles the winding of more neighbours, which closes more holes.
+    for _ in range(2):
+        mesh, unclear = orient_outward(mesh, around)
+        limit = settings.fill_holes_voxels * voxel
+        mesh = remove_broken_faces(fill_holes(mesh, limit, FLAT_HOLE * limit, FLATNESS * voxel))
+    mesh = straighten_slivers(split_non_manifold(mesh))
+    mesh = smooth(mesh, settings.smooth_iterations)
+    if settings.watertight:
+        from trellis_core.geometry.remesh import remesh_watertight
+
+        mesh = remesh_watertight(mesh, voxels.resolution, runtime.kernels)
+    mesh, unclear = orient_outward(mesh, around)
+    runtime.report("clean", 3, 3)
+    return mesh, around, unclear
+
+
+def keep_finite(mesh: Mesh) -> Mesh:
+    finite = torch.isfinite(mesh.vertices).all(1)
+    return Mesh(torch.where(finite[:, None], mesh.vertices, 0.0), mesh.faces[finite[mesh.faces.long()].all(1)])
+
+
+def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Runtime) -> Mesh:
+    """Bring the mesh to the face target, and repair what collapsing edges may have broken."""
+    runtime.report("simplify", 0, 1)
+    if len(mesh.faces) > settings.faces:
+        mesh = simplify(mesh, settings.faces)
+        mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
+        mesh = straighten_slivers(split_non_manifold(mesh))
+    runtime.report("simplify", 1, 1)
+    return mesh
+
+
+def choose_alpha(alpha: Tensor, wanted: AlphaMode) -> str:
+    """OPAQUE, MASK or BLEND. `auto` is opaque unless over 2% of the texels (values in [0, 1]) are see-through."""
+    if wanted != "auto":
+        return wanted.upper()
+    if len(alpha) == 0 or float((alpha < 0.9).float().mean()) <= 0.02:
+        return "OPAQUE"
+    between = ((alpha > 0.1) & (alpha < 0.9)).float().mean()
+    return "MASK" if float(between) < 0.25 * float((alpha < 0.9).float().mean()) else "BLEND"

@@ -1,0 +1,180 @@
+"""Is a mesh fit to be handed out? Measured facts, and a sentence for each thing that is wrong.
+
+Thresholds after section "Quality metrics" of the project's geometry notes: topology, triangle shape,
+texture coordinates. Knows nothing about how the mesh was made. Letters: V vertices, F faces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trellis_core.geometry.cleanup import DEGENERATE_AREA, component_sizes, not_duplicate
+from trellis_core.geometry.connectivity import (
+    connected_components,
+    edges_of,
+    number_labels,
+)
+from trellis_core.geometry.triangles import aspect_ratios, face_areas
+from trellis_core.geometry.types import Mesh, QualityReport
+from trellis_core.kernels.table import Kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityLimits:
+    """What still passes. Shares are of all faces, edges or covered texels."""
+
+    min_faces: int = 20
+    min_extent: float = 0.02          # longest side of the bounding box, world units
+    max_coordinate: float = 0.75      # the object lives in [-0.5, 0.5]
+    max_components: int = 200
+    min_largest_share: float = 0.3    # of the area, in the largest component
+    max_boundary_share: float = 0.1
+    max_non_manifold_share: float = 0.01
+    max_sliver_share: float = 0.05
+    max_flips: int = 0
+    max_overlap: float = 1e-3
+    min_coverage: float = 0.1
+    max_unsupported: float = 0.02     # texels without material
+
+
+def check_mesh(
+    mesh: Mesh,
+    *,
+    kernels: Kernels | None = None,          # needed to measure coverage and overlap of texture coordinates
+    texture_size: int = 1024,
+    unsupported_texels: float = 0.0,
+    limits: QualityLimits = QualityLimits(),     # noqa: B008 (frozen)
+) -> QualityReport:
+    """Measure a mesh. Positions that coincide count as one vertex, so texture seams are no borders."""
+    metrics: dict[str, float | int | bool] = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+    problems: list[str] = []
+    finite = bool(torch.isfinite(mesh.vertices).all())
+    metrics["finite"] = finite
+    if len(mesh.faces) == 0 or not finite:
+        problems.append("The mesh has no faces." if finite else "Some coordinates are not numbers.")
+        return QualityReport(metrics, tuple(problems), False)
+    if int(mesh.faces.min()) < 0 or int(mesh.faces.max()) >= len(mesh.vertices):
+        return QualityReport(metrics, ("Some faces name vertices that do not exist.",), False)
+
+    metrics.update(shape_metrics(mesh))
+    metrics.update(topology_metrics(mesh))
+    metrics["unsupported_texels"] = unsupported_texels
+    if mesh.uvs is not None:
+        metrics.update(uv_metrics(mesh, kernels, texture_size))
+    if mesh.normals is not None:
+        length = mesh.normals.norm(dim=1)
+        metrics["bad_normals"] = int((~((length - 1).abs() < 1e-3)).sum())
+
+    def complain(name: str, wrong: bool, sentence: str) -> None:
+        if name in metrics and wrong:
+            problems.append(sentence.format(value=metrics[name]))
+
+    def value(name: str) -> float:
+        return float(metrics.get(name, 0))
+
+    complain("faces", value("faces") < limits.min_faces, "The mesh has only {value} faces.")
+    complain("extent", value("extent") < limits.min_extent, "The object is only {value:.3f} units across.")
+    complain("largest_coordinate", value("largest_coordinate") > limits.max_coordinate,
+             "The geometry has burst out of its cube, up to {value:.2f}.")
+    complain("components", value("components") > limits.max_components, "The mesh is in {value} pieces.")
+    complain("largest_component_share", value("largest_component_share") < limits.min_largest_share,
+             "The largest piece has only {value:.0%} of the surface.")
+    complain("boundary_share", value("boundary_share") > limits.max_boundary_share,
+             "{value:.1%} of the edges are open borders.")
+    complain("non_manifold_share", value("non_manifold_share") > limits.max_non_manifold_share,
+             "{value:.1%} of the edges have more than two faces.")
+    complain("degenerate_faces", value("degenerate_faces") > 0, "{value} faces have no area.")
+    complain("duplicate_faces", value("duplicate_faces") > 0, "{value} faces are repeated.")
+    complain("sliver_share", value("sliver_share") > limits.max_sliver_share, "{value:.1%} of the faces are slivers.")
+    complain("uv_outside", value("uv_outside") > 0, "{value} texture coordinates are outside [0, 1].")
+    complain("uv_flips", value("uv_flips") > limits.max_flips, "{value} faces are mirrored in the texture.")
+    complain("uv_overlap", value("uv_overlap") > limits.max_overlap, "{value:.2%} of the texels are used twice.")
+    complain("uv_coverage", value("uv_coverage") < limits.min_coverage, "Only {value:.0%} of the texture is used.")
+    complain("unsupported_texels", value("unsupported_texels") > limits.max_unsupported,
+             "{value:.1%} of the surface has no material.")
+    complain("bad_normals", value("bad_normals") > 0, "{value} vertex normals are not of unit length.")
+    return QualityReport(metrics, tuple(problems), not problems)
+
+
+def shape_metrics(mesh: Mesh) -> dict[str, float | int]:
+    area = face_areas(mesh.vertices.double(), mesh.faces)
+    aspect = aspect_ratios(mesh.vertices, mesh.faces)
+    corners = mesh.vertices[mesh.faces.long()].reshape(-1, 3)
+    return {
+        "area": float(area.sum()),
+        "extent": float((corners.amax(0) - corners.amin(0)).max()),
+        "largest_coordinate": float(corners.abs().max()),
+        "degenerate_faces": int((area < DEGENERATE_AREA).sum()),
+        "slivers": int((aspect > 10).sum()),
+        "sliver_share": float((aspect > 10).double().mean()),
+        "extreme_slivers": int((aspect > 100).sum()),
+    }
+
+
+def topology_metrics(mesh: Mesh) -> dict[str, float | int | bool]:
+    """Edges, pieces and closedness, with coinciding vertices taken as one."""
+    _, welded = torch.unique(mesh.vertices, dim=0, return_inverse=True)
+    faces = welded[mesh.faces.long()]
+    edges = edges_of(faces)
+    count = len(edges.face_count)
+    boundary, crowded = int((edges.face_count == 1).sum()), int((edges.face_count > 2).sum())
+    vertices = int(welded.max()) + 1
+    piece = connected_components(edges.vertices, vertices)
+    component, number = number_labels(piece[faces[:, 0]])
+    area, _ = component_sizes(mesh, component)
+    return {
+        "components": number,
+        "largest_component_share": float(area.max() / area.sum().clamp_min(1e-30)),
+        "boundary_edges": boundary,
+        "boundary_share": boundary / count,
+        "non_manifold_edges": crowded,
+        "non_manifold_share": crowded / count,
+        "duplicate_faces": int((~not_duplicate(faces)).sum()),
+        "watertight": boundary == 0 and crowded == 0,
+        "euler_characteristic": len(torch.unique(faces)) - count + len(faces),
+    }
+
+
+def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, float | int]:
+    """Range, flips, stretch, coverage and overlap of texture coordinates."""
+    uvs = mesh.uvs
+    assert uvs is not None
+    a, b, c = uvs.double()[mesh.faces.long()].unbind(1)
+    doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    chart, charts = number_labels(connected_components(edges_of(mesh.faces).vertices, len(uvs)))
+    chart = chart[mesh.faces[:, 0].long()]
+    turned = torch.zeros(int(chart.max()) + 1).index_add_(0, chart, doubled.sign().float())
+    flips = doubled.sign() * turned[chart].sign() < 0
+    area = face_areas(mesh.vertices.double(), mesh.faces)
+    used = (doubled.abs() > 0) & (area > 0)
+    density = 0.5 * torch.log2(0.5 * doubled.abs()[used] / area[used])
+    weight = area[used] / area[used].sum().clamp_min(1e-30)
+    mean = (weight * density).sum()
+    found: dict[str, float | int] = {
+        "uv_outside": int((~((uvs >= 0) & (uvs <= 1)).all(1)).sum()),
+        "uv_flips": int(flips.sum()),
+        "uv_density_deviation": float((weight * (density - mean).square()).sum().sqrt()),
+        "uv_charts": charts,
+    }
+    if kernels is not None:
+        found.update(coverage_metrics(mesh, kernels, size))
+    return found
+
+
+def coverage_metrics(mesh: Mesh, kernels: Kernels, size: int) -> dict[str, float]:
+    """Share of texel centres covered, and share of those covered by two faces away from their borders."""
+    def draw(sign: float) -> tuple[Tensor, Tensor]:
+        depth = sign * torch.arange(len(mesh.faces), device=mesh.faces.device, dtype=torch.float32)
+        corners = mesh.uvs[mesh.faces.long()].reshape(-1, 2) * size                    # type: ignore[index]
+        pixel = torch.cat([corners, depth.repeat_interleave(3)[:, None]], dim=1)
+        faces = torch.arange(3 * len(mesh.faces), device=depth.device, dtype=torch.int32).reshape(-1, 3)
+        return kernels["rasterize"](pixel, faces, size, size)                          # type: ignore[return-value]
+
+    (first, weight), (last, last_weight) = draw(1.0), draw(-1.0)
+    inside = torch.minimum(weight.amin(-1), last_weight.amin(-1)) > 1e-3
+    covered = int((first >= 0).sum())
+    twice = int(((first != last) & inside).sum())
+    return {"uv_coverage": covered / size**2, "uv_overlap": twice / max(covered, 1)}
