@@ -16,18 +16,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trellis2.models.latent_flow import SLatFlowModel
+from trellis2.models.sparse_vae import (
+    FlexiDualGridVaeDecoder,
+    FlexiDualGridVaeEncoder,
+    SparseUnetVaeDecoder,
+    SparseUnetVaeEncoder,
+)
 from trellis_core.models.image_encoder import DINOv3ViT, prepare_images
+from trellis_core.models.structure_flow import SparseStructureFlowModel
 from trellis_core.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder
+from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.checkpoints import averaged_weights
 from trellis_core.training.loop import LoopSettings, Objective, train
-from trellis_core.training.objectives import kl_divergence, posterior_sample
+from trellis_core.training.objectives import (
+    kl_divergence,
+    logit_normal_times,
+    noised,
+    posterior_sample,
+    velocity_target,
+)
 from trellis_core.training.optimizer import OptimizerSettings
 from trellis_core.training.regressor import VoxelRegressor, regression_losses
 from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
@@ -35,7 +51,18 @@ from trellis_core.training.synthetic.objects import CATEGORIES
 from trellis_core.training.synthetic.shards import Dataset, load_shards
 
 CLASSES: Mapping[str, type[nn.Module]] = {
-    c.__name__: c for c in (DINOv3ViT, SparseStructureEncoder, SparseStructureDecoder)
+    c.__name__: c
+    for c in (
+        DINOv3ViT,
+        SparseStructureEncoder,
+        SparseStructureDecoder,
+        SparseStructureFlowModel,
+        FlexiDualGridVaeEncoder,
+        FlexiDualGridVaeDecoder,
+        SparseUnetVaeEncoder,
+        SparseUnetVaeDecoder,
+        SLatFlowModel,
+    )
 }
 
 
@@ -68,9 +95,117 @@ class Workshop:
         """Random objects of the dataset."""
         return torch.randint(len(self.dataset), (count,), generator=self.generator).numpy()
 
+    def some(self, members: np.ndarray, count: int) -> np.ndarray:
+        """Up to `count` random different members."""
+        order = torch.randperm(len(members), generator=self.generator)[:count]
+        return members[order.numpy()]  # type: ignore[no-any-return]
+
+    def voxel_batch(self, chosen: np.ndarray) -> VoxelBatch:
+        """The voxels of the chosen objects."""
+        sample, rows = stacked(self.dataset.starts, chosen)
+        d, index = self.dataset, rows.numpy()
+        coords = torch.cat([sample, torch.from_numpy(d.coords[index]).int()], dim=1)
+        position = SparseTensor(torch.from_numpy(d.position[index]).float() / 255, coords, len(chosen))
+        bits = torch.from_numpy(d.flags[index])[:, None] >> torch.arange(3, dtype=torch.uint8)
+        attrs = torch.from_numpy(d.attrs[index]).float() / 127.5 - 1
+        return VoxelBatch(position, (bits & 1).bool(), position.replace(attrs))
+
+    def noisy_latent(self, mean: Tensor, logvar: Tensor, settings: Mapping[str, Any]) -> Tensor:
+        """A posterior sample with a little noise on top, as a flow's samples have."""
+        latent = posterior_sample(mean, logvar, self.generator)
+        return latent + settings["latent_noise"] * torch.randn(latent.shape, generator=self.generator)
+
+    def latents(self, kind: Literal["shape", "texture"]) -> Latents:
+        """Normalised posterior means of the whole dataset, made once and kept in the run folder."""
+        path = self.run / f"{kind}_latents.safetensors"
+        if not path.exists():
+            self._encode(path, kind)
+        stored = load_file(path)
+        mean, std = stored["feats"].float().mean(dim=0), stored["feats"].float().std(dim=0)
+        return Latents(stored["coords"], (stored["feats"].float() - mean) / std, stored["starts"].numpy(), mean, std)
+
+    @torch.no_grad()
+    def _encode(self, path: Path, kind: Literal["shape", "texture"]) -> None:
+        name = "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder"
+        encoder = self.finished(f"{kind}_vae", name)
+        parts = []
+        for chosen in np.array_split(np.arange(len(self.dataset)), max(len(self.dataset) // 16, 1)):
+            voxels = self.voxel_batch(chosen)
+            inputs = (voxels.position, voxels.flags) if kind == "shape" else (voxels.attrs,)
+            parts.append(encoder(*inputs)[0])
+        lengths = [n for part in parts for n in part.seqlens]
+        save_file(
+            {
+                "coords": torch.cat([p.coords[:, 1:].byte() for p in parts]),
+                "feats": torch.cat([p.feats.half() for p in parts]),
+                "starts": torch.tensor([0, *lengths]).cumsum(0),
+            },
+            path,
+        )
+
+    def times(self, settings: Mapping[str, Any], count: int) -> Tensor:    # float32 [B]
+        """Times of a batch, logit-normal."""
+        mean, std = settings["times"]
+        return logit_normal_times(count, mean, std, self.generator)
+
+    def conditions(self, chosen: np.ndarray, drop: float = 0.1) -> Tensor:    # float32 [B, M, C]
+        """Tokens of a random view of each object, zeros with probability `drop`."""
+        views = torch.randint(self.features.shape[1], (len(chosen),), generator=self.generator)
+        keep = torch.rand(len(chosen), generator=self.generator) >= drop
+        return self.features[torch.from_numpy(chosen), views].float() * keep[:, None, None]
+
+    @cached_property
+    def features(self) -> Tensor:          # float16 [n, V, M, C]
+        """Picture tokens of every view, made once by the finished encoder and kept in the run folder."""
+        path = self.run / "features.safetensors"
+        if path.exists():
+            return load_file(path)["features"]
+        encoder = self.finished("image_encoder", "image_encoder")
+        pictures = torch.from_numpy(self.dataset.pictures).permute(0, 1, 4, 2, 3)
+        with torch.no_grad():
+            tokens = [
+                encoder(prepare_images(part.float() / 255, self.recipe["image_size"])).half()
+                for part in pictures.flatten(0, 1).split(64)
+            ]
+        features = torch.cat(tokens).unflatten(0, pictures.shape[:2])
+        save_file({"features": features}, path)
+        return features
+
     @cached_property
     def tokens(self) -> np.ndarray:        # bool [n, R, R, R]  token grid
         return occupancy_grids(self.dataset, self.recipe["resolution"], self.recipe["token_resolution"])
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelBatch:
+    """The voxels of several objects, as the encoders take them."""
+
+    position: SparseTensor       # float32 [T, 3]  dual vertex in its voxel, [0, 1]
+    flags: Tensor                # bool [T, 3]
+    attrs: SparseTensor          # float32 [T, 6]  [-1, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """Normalised latents of many objects."""
+
+    coords: Tensor               # uint8 [T, 3]
+    feats: Tensor                # float32 [T, C]
+    starts: np.ndarray           # int64 [n + 1]
+    mean: Tensor                 # float32 [C]  of the raw latents
+    std: Tensor                  # float32 [C]
+
+    def batch(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:    # int32 [T, 4], float32 [T, C]
+        """Coordinates with their sample number, and features, of the chosen objects."""
+        coords, rows = stacked(self.starts, chosen)
+        return torch.cat([coords, self.coords[rows].int()], dim=1), self.feats[rows]
+
+
+def stacked(starts: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:    # int32 [T, 1], int64 [T]
+    """The rows of the chosen objects one after the other, and which object of the choice each belongs to."""
+    rows = [np.arange(starts[i], starts[i + 1]) for i in chosen]
+    sample = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(r) for r in rows])
+    return torch.from_numpy(sample)[:, None], torch.from_numpy(np.concatenate(rows))
 
 
 Stage = Callable[[Workshop], tuple[nn.Module, Objective]]
@@ -128,9 +263,124 @@ def train_structure_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     return model, objective
 
 
+def train_shape_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """Dual grids: cross-entropy of crossings and subdivisions, L1 of positions, KL; no rendering terms."""
+    settings = shop.settings("shape_vae")
+    names = ("shape_slat_encoder", "shape_slat_decoder")
+    model = nn.ModuleDict({name: shop.build(name) for name in names})
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        voxels = shop.voxel_batch(shop.choose(settings["batch_size"]))
+        mean, logvar = model["shape_slat_encoder"](voxels.position, voxels.flags)
+        latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
+        output, subdivisions = model["shape_slat_decoder"](latent)
+        grid = model["shape_slat_decoder"].dual_grid(output.feats)
+        crossing = F.binary_cross_entropy_with_logits(grid.crossing_logits, voxels.flags.float())
+        position = (grid.dual_vertices - voxels.position.feats).abs().mean()
+        masks = [s.plan.expand().mask for s in subdivisions]
+        split = torch.stack(
+            [F.binary_cross_entropy_with_logits(s.feats, m.float()) for s, m in zip(subdivisions, masks, strict=True)]
+        ).sum()
+        kl = kl_divergence(mean.feats, logvar.feats)
+        wrong = (grid.crossings != voxels.flags).float().mean()
+        split_wrong = ((subdivisions[-1].feats > 0) != masks[-1]).float().mean()
+        loss = crossing + settings["position"] * position + split + settings["kl"] * kl
+        return {"loss": loss, "crossing": crossing, "position": position, "split": split, "kl": kl,
+                "wrong": wrong, "split_wrong": split_wrong, "std": mean.feats.detach().std()}
+
+    return model, objective
+
+
+def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """Materials on known voxels: L1 in [-1, 1] and KL."""
+    settings = shop.settings("texture_vae")
+    names = ("tex_slat_encoder", "tex_slat_decoder")
+    model = nn.ModuleDict({name: shop.build(name) for name in names})
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        voxels = shop.voxel_batch(shop.choose(settings["batch_size"]))
+        mean, logvar = model["tex_slat_encoder"](voxels.attrs)
+        latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
+        error = (model["tex_slat_decoder"](latent)[0].feats - voxels.attrs.feats).abs()
+        kl = kl_divergence(mean.feats, logvar.feats)
+        return {"loss": error.mean() + settings["kl"] * kl, "color": error[:, :3].mean(), "rest": error[:, 3:5].mean(),
+                "kl": kl, "std": mean.feats.detach().std()}
+
+    return model, objective
+
+
+def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """Noise to structure latents, given picture tokens."""
+    settings = shop.settings("structure_flow")
+    encoder = shop.finished("structure_vae", "sparse_structure_encoder")
+    occupancy = torch.from_numpy(shop.tokens)[:, None]
+    with torch.no_grad():
+        latents = torch.cat([encoder(part.float())[0] for part in occupancy.split(256)])
+    model = nn.ModuleDict({"sparse_structure_flow_model": shop.build("sparse_structure_flow_model")})
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        chosen = shop.choose(settings["batch_size"])
+        x, t = latents[chosen], shop.times(settings, len(chosen))
+        noise = torch.randn(x.shape, generator=shop.generator)
+        scale = t.view(-1, 1, 1, 1, 1)
+        predicted = model["sparse_structure_flow_model"](noised(x, noise, scale), 1000 * t, shop.conditions(chosen))
+        error = (predicted - velocity_target(x, noise)).square().mean(dim=(1, 2, 3, 4))
+        return {"loss": error.mean(), **by_time(error, t)}
+
+    return model, objective
+
+
+def train_shape_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """Noise to normalised shape latents on the occupied tokens, given picture tokens."""
+    latents = shop.latents("shape")
+    return _train_latent_flow(shop, "shape_flow", "shape_slat_flow_model_64", latents, None)
+
+
+def train_texture_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """Noise to normalised texture latents, given picture tokens and the shape latent."""
+    return _train_latent_flow(shop, "texture_flow", "tex_slat_flow_model_64", shop.latents("texture"), shop.latents("shape"))
+
+
+def _train_latent_flow(
+    shop: Workshop, stage: str, name: str, latents: Latents, concat: Latents | None
+) -> tuple[nn.Module, Objective]:
+    settings = shop.settings(stage)
+    model = nn.ModuleDict({name: shop.build(name)})
+    lengths = np.diff(latents.starts)
+    same_length = {int(n): np.flatnonzero(lengths == n) for n in np.unique(lengths)}
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        # attention runs samples of one length as one batch, so a batch is a few groups of equal length
+        anchors = torch.randint(len(lengths), (settings["groups"],), generator=shop.generator).numpy()
+        chosen = np.concatenate([shop.some(same_length[int(lengths[a])], settings["group_size"]) for a in anchors])
+        coords, x = latents.batch(chosen)
+        t = shop.times(settings, len(chosen))
+        noise = torch.randn(x.shape, generator=shop.generator)
+        sparse = SparseTensor(x, coords, len(chosen))
+        scale = sparse.broadcast(t[:, None])
+        extra = () if concat is None else (sparse.replace(concat.batch(chosen)[1]),)
+        predicted = model[name](sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(chosen), *extra).feats
+        error = (predicted - velocity_target(x, noise)).square().mean(dim=1)
+        return {"loss": error.mean(), **by_time(error, scale[:, 0])}
+
+    return model, objective
+
+
+def by_time(error: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Mean error near the data, in the middle and near the noise; nan where no sample fell."""
+    error = error.detach()
+    spans = {"low": t < 0.4, "mid": (t >= 0.4) & (t < 0.8), "high": t >= 0.8}
+    return {name: error[inside].mean() if bool(inside.any()) else error.mean() for name, inside in spans.items()}
+
+
 STAGES: Mapping[str, Stage] = {
     "image_encoder": train_image_encoder,
     "structure_vae": train_structure_vae,
+    "shape_vae": train_shape_vae,
+    "texture_vae": train_texture_vae,
+    "structure_flow": train_structure_flow,
+    "shape_flow": train_shape_flow,
+    "texture_flow": train_texture_flow,
 }
 
 
