@@ -25,13 +25,13 @@ class SLatFlowModel(FlowTransformer):
 
     def __init__(
         self,
+        *,
         resolution: int,
         in_channels: int,
         model_channels: int,
         cond_channels: int,
         out_channels: int,
         num_blocks: int,
-        *,
         rope_freq: tuple[float, float] = (1.0, 10000.0),
         **transformer: Any,
     ) -> None:

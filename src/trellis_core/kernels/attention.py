@@ -112,7 +112,7 @@ def packed_attention_varlen(
 
     if not _is_half(q):
         return packed_attention_torch(q, k, v, cu_q, cu_k, max_q, max_k)
-    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[no-any-return]
+    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[return-value]
 
 
 def packed_attention_aten_efficient(

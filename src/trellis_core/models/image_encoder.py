@@ -6,8 +6,11 @@ C channels.
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from trellis_core.errors import InputError, ModelError
 from trellis_core.kernels.table import Kernels
 from trellis_core.nn.attention import REFERENCE
 from trellis_core.nn.blocks import convert_torso
+from trellis_core.weights.load import build_model, fill_model
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,6 +55,7 @@ class DINOv3ViT(nn.Module):
 
     def __init__(
         self,
+        *,
         hidden_size: int,
         num_hidden_layers: int,
         num_attention_heads: int,
@@ -60,7 +65,6 @@ class DINOv3ViT(nn.Module):
         num_register_tokens: int = 4,
         rope_theta: float = 100.0,
         layer_norm_eps: float = 1e-5,
-        *,
         hidden_act: str = "gelu",
         query_bias: bool = True,
         key_bias: bool = False,
@@ -86,7 +90,13 @@ class DINOv3ViT(nn.Module):
         biases = {"q": query_bias, "k": key_bias, "v": value_bias, "o": proj_bias}
         self.layer = nn.ModuleList(
             Layer(
-                hidden_size, num_attention_heads, intermediate_size, layer_norm_eps, biases, mlp_bias, kernels
+                hidden_size,
+                num_attention_heads,
+                intermediate_size,
+                eps=layer_norm_eps,
+                biases=biases,
+                mlp_bias=mlp_bias,
+                kernels=kernels,
             )
             for _ in range(num_hidden_layers)
         )
@@ -103,8 +113,9 @@ class DINOv3ViT(nn.Module):
     def set_torso_dtype(self, dtype: torch.dtype) -> None:
         """Convert the layers' matrices; norms, scales and embeddings stay float32."""
         convert_torso(self.layer, dtype)
-        for layer in self.layer:
-            layer.dtype = dtype
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.dtype = dtype
         self.dtype = dtype
 
     def initialize(self) -> None:
@@ -118,6 +129,31 @@ class DINOv3ViT(nn.Module):
                 nn.init.constant_(module.lambda1, self.layerscale_value)
         nn.init.normal_(self.embeddings.cls_token, std=0.02)
         nn.init.normal_(self.embeddings.register_tokens, std=0.02)
+
+
+def load_dinov3(
+    folder: Path,  # as published: config.json, model.safetensors
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,  # of the layers; the release runs in float32
+    kernels: Kernels = REFERENCE,
+) -> DINOv3ViT:
+    """The published image encoder. Raises `ModelError` when a file is missing, damaged or foreign."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"image encoder configuration `{path}` cannot be read: {error}") from error
+    if not isinstance(config, dict) or "hidden_size" not in config:
+        raise ModelError(f"`{path}` is not the configuration of a DINOv3 vision transformer")
+    known = inspect.signature(DINOv3ViT).parameters.keys() - {"kernels"}
+    arguments = {name: value for name, value in config.items() if name in known}
+    config = {"name": "DINOv3ViT", "args": arguments}
+    model = build_model(config, {"DINOv3ViT": DINOv3ViT}, source=path, kernels=kernels)
+    assert isinstance(model, DINOv3ViT)
+    model.set_torso_dtype(dtype)
+    fill_model(model, folder / "model.safetensors", device=device)
+    return model.eval().requires_grad_(False)
 
 
 class Embeddings(nn.Module):
@@ -146,6 +182,7 @@ class Layer(nn.Module):
         channels: int,
         num_heads: int,
         hidden: int,
+        *,
         eps: float,
         biases: dict[str, bool],
         mlp_bias: bool,

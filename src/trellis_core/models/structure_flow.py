@@ -20,13 +20,13 @@ class SparseStructureFlowModel(FlowTransformer):
 
     def __init__(
         self,
+        *,
         resolution: int,
         in_channels: int,
         model_channels: int,
         cond_channels: int,
         out_channels: int,
         num_blocks: int,
-        *,
         patch_size: int = 1,
         rope_freq: tuple[float, float] | None = None,
         **transformer: Any,
@@ -62,9 +62,12 @@ class SparseStructureFlowModel(FlowTransformer):
     ) -> Tensor:  # float32 [B, C, R, R, R]
         h = patchify(x.float(), self.patch_size)
         grid = h.shape[2:]
-        if self.pe_mode == "rope":
-            places = {"phases": self.rope_phases}
-        else:
-            places = {"position": self.pos_emb}
-        v = self.velocity(h.flatten(2).mT, t, cond, **places)
+        rope = self.pe_mode == "rope"
+        v = self.velocity(
+            h.flatten(2).mT,
+            t,
+            cond,
+            phases=self.rope_phases if rope else None,
+            position=None if rope else self.pos_emb,
+        )
         return unpatchify(v.mT.unflatten(2, grid), self.patch_size)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trellis_core.errors import ModelError
 from trellis_core.kernels.table import Kernels
 from trellis_core.nn.attention import REFERENCE, ContextTokens, KeyValue, Packing
-from trellis_core.nn.blocks import ModulatedBlock, TransformerCrossBlock, convert_torso
+from trellis_core.nn.blocks import TransformerCrossBlock, convert_torso
 from trellis_core.nn.embed import TimestepEmbedder
 
 
@@ -173,15 +173,14 @@ def initialize_flow(model: FlowTransformer) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if model.initialization == "scaled":
-        for block in model._cross_blocks():
-            for linear in (block.self_attn.to_out, block.cross_attn.to_out, block.mlp.mlp[2]):
-                nn.init.normal_(linear.weight, std=1 / (5 * depth * width) ** 0.5)
+        for name, weight in model.named_parameters():
+            if name.startswith("blocks.") and name.endswith(("attn.to_out.weight", "mlp.mlp.2.weight")):
+                nn.init.normal_(weight, std=1 / (5 * depth * width) ** 0.5)
         nn.init.normal_(model.input_layer.weight, std=1 / model.in_channels**0.5)
-    nn.init.normal_(model.t_embedder.mlp[0].weight, std=0.02)
-    nn.init.normal_(model.t_embedder.mlp[2].weight, std=0.02)
-    for module in model.modules():
-        if isinstance(module, ModulatedBlock) and module.kind == "shared":
-            nn.init.normal_(module.modulation, std=1 / width**0.5)
-        if isinstance(module, ModulatedBlock | FlowTransformer) and hasattr(module, "adaLN_modulation"):
-            nn.init.zeros_(module.adaLN_modulation[1].weight)
-    nn.init.zeros_(model.out_layer.weight)
+    for name, weight in model.named_parameters():
+        if name.startswith("t_embedder.") and name.endswith("weight"):
+            nn.init.normal_(weight, std=0.02)
+        elif name.endswith(".modulation"):
+            nn.init.normal_(weight, std=1 / width**0.5)
+        elif name.endswith("adaLN_modulation.1.weight") or name == "out_layer.weight":
+            nn.init.zeros_(weight)

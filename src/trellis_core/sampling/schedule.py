@@ -50,4 +50,5 @@ def timesteps(steps: int, rescale_t: float = 1.0) -> list[float]:
     In float64 and by this very formula: the released guidance intervals end on times that are hit exactly.
     """
     s = np.linspace(1, 0, steps + 1)
-    return (rescale_t * s / (1 + (rescale_t - 1) * s)).tolist()  # type: ignore[no-any-return]
+    t = rescale_t * s / (1 + (rescale_t - 1) * s)
+    return t.clip(0, 1).tolist()  # type: ignore[no-any-return]
