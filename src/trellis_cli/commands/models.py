@@ -1,0 +1,289 @@
+"""`trellis models list | pull | verify`: what is on this machine, get more, check what is there.
+
+Only `pull` uses the network.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trellis_cli import options as o
+from trellis_cli import registry, released
+from trellis_cli.console import Beginning, Console
+from trellis_core.errors import ModelError
+from trellis_core.weights import hub
+from trellis_core.weights.verify import check_file
+
+app = typer.Typer(no_args_is_help=True)
+
+TEXTURING = "texturing_pipeline.json"
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A model of `trellis models list`, or `owner/name`.", show_default=False
+    ),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME]...", help="Models or folders [default: all that are here].", show_default=False
+    ),
+]
+SizeOnly = Annotated[bool, typer.Option("--size-only", help="Say how much would be downloaded, and stop.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """One model as it is on this machine."""
+
+    name: str
+    state: str  # "ready", "incomplete" or "absent"
+    bytes: int  # on the disk; of an absent model: to download, 0 if not known
+    folder: Path | None
+    missing: tuple[str, ...] = ()
+
+
+def status_of(name: str) -> Status:
+    """Look at the disk and nothing else."""
+    try:
+        folder = registry.find_model(name).folder
+    except ModelError:
+        return Status(
+            name=name, state="absent", bytes=sum(released.released_sizes(name).values()), folder=None
+        )
+    missing = tuple(registry.missing_checkpoints(folder))
+    size = sum(path.stat().st_size for path in weight_files(folder).values())
+    return Status(
+        name=name, state="incomplete" if missing else "ready", bytes=size, folder=folder, missing=missing
+    )
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Checkpoint as written in the pipeline files -> its safetensors file, for those that are here."""
+    found = {}
+    for reference in all_references(folder):
+        try:
+            found[reference] = hub.weights_of(hub.find_checkpoint(reference, folder))
+        except ModelError:
+            continue
+    return found
+
+
+def all_references(folder: Path) -> list[str]:
+    """Checkpoints that `pipeline.json` and, if there is one, `texturing_pipeline.json` name."""
+    references = dict.fromkeys(registry.references(folder).values())
+    if (folder / TEXTURING).is_file():
+        try:
+            args = jsonlib.loads((folder / TEXTURING).read_text(encoding="utf-8"))["args"]
+            references.update(dict.fromkeys(args["models"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"`{folder / TEXTURING}` is damaged: {error}", hint="pull the model again"
+            ) from error
+    return list(references)
+
+
+@app.command("list")
+def models_list(
+    ctx: typer.Context,
+    json: o.Json = False,
+    json_events: o.JsonEvents = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Say which models are on this machine."""
+    console: Console = ctx.obj
+    rows, facts = [], []
+    for name, model in registry.MODELS.items():
+        status = status_of(name)
+        facts.append(
+            {
+                **describe(status),
+                "licence": model.licence,
+                "repository": model.repository,
+                "summary": model.summary,
+            }
+        )
+        size = f"{status.bytes / 1e9:.2f} GB" if status.bytes else ""
+        rows.append(f"{name:<14}{status.state:<12}{size:>9}  {model.licence:<6}{model.summary}")
+        if status.state != "ready" and model.repository:
+            rows.append(f"{'':<14}get it with `trellis models pull {name}`")
+    console.facts["models"] = facts
+    console.result(rows)
+
+
+@app.command("pull")
+def models_pull(
+    ctx: typer.Context,
+    name: Name,
+    size_only: SizeOnly = False,
+    json: o.Json = False,
+    json_events: o.JsonEvents = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Download a model into the hub's local cache. Continues where an earlier download stopped."""
+    console: Console = ctx.obj
+    if name == hub.EMBEDDED:
+        registry.find_model(name)
+        console.result(["the embedded model travels in the package: nothing to download"])
+        console.facts["model"] = describe(status_of(name))
+        return
+    known = registry.MODELS.get(name)
+    repository = known.repository if known and known.repository else name
+    if not hub.REPOSITORY.fullmatch(repository):
+        raise ModelError(
+            f"there is no model `{name}` to download",
+            hint=f"give `owner/name`, or one of: {', '.join(registry.MODELS)}",
+        )
+    with console.working() as progress:
+        progress(Beginning("list"))
+        files = files_of(repository)
+        wanted = hub.missing(files)
+        size = sum(file.size or 0 for file in wanted)
+        console.facts["download"] = {"files": len(wanted), "bytes": size}
+        console.say(
+            "download", f"{len(wanted)} of {len(files)} files, {size / 1e9:.2f} GB, from {repository}"
+        )
+        if size_only:
+            return
+        if console.quiet or console.json or console.events:
+            from huggingface_hub.utils import disable_progress_bars
+
+            disable_progress_bars()
+
+        def started(file: hub.RemoteFile, number: int, count: int) -> None:
+            progress(Beginning("download", number - 1, count))
+            if number == count or file.size:
+                console.event("file", file=str(file), bytes=file.size, number=number, count=count)
+
+        paths = hub.pull(files, on_file=started)
+        progress(Beginning("download", len(files), len(files)))
+    folder = next(path.parent for file, path in zip(files, paths, strict=True) if file.path == hub.PIPELINE)
+    console.facts["model"] = {"name": name, "folder": str(folder)}
+    console.result([str(folder)])
+
+
+@app.command("verify")
+def models_verify(
+    ctx: typer.Context,
+    names: Names = None,
+    json: o.Json = False,
+    json_events: o.JsonEvents = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Check every weights file: header, size, and the published hash where it is known."""
+    console: Console = ctx.obj
+    present = [name for name in registry.MODELS if status_of(name).state != "absent"]
+    rows, broken = [], []
+    facts: list[dict[str, Any]] = []
+    with console.working() as progress:
+        for name in names or present:
+            problems = verify_model(
+                name, thorough=True, on_file=lambda n, of: progress(Beginning("verify", n, of))
+            )
+            facts.append({"name": name, "problems": problems})
+            rows.append(f"{name:<14}{'damaged' if problems else 'whole'}")
+            rows += [f"{'':<14}{problem}" for problem in problems]
+            broken += [name] if problems else []
+    console.facts["models"] = facts
+    console.result(rows)
+    if broken:
+        raise ModelError(
+            f"damaged or incomplete: {', '.join(broken)}", hint=f"run `trellis models pull {broken[0]}`"
+        )
+
+
+def verify_model(name: str, *, thorough: bool, on_file: Any = None) -> list[str]:
+    """What is wrong with a model that should be here. `thorough` compares hashes, which reads every byte."""
+    folder = registry.find_model(name).folder
+    problems = [f"`{reference}` is missing" for reference in registry.missing_checkpoints(folder)]
+    files = weight_files(folder)
+    for number, (reference, path) in enumerate(files.items()):
+        if on_file is not None:
+            on_file(number, len(files))
+        try:
+            check_file(
+                path,
+                size=published_size(reference, folder),
+                sha256=published_hash(path) if thorough else None,
+            )
+        except ModelError as error:
+            problems.append(error.message)
+    if on_file is not None:
+        on_file(len(files), max(1, len(files)))
+    return problems
+
+
+def published_size(reference: str, folder: Path) -> int | None:
+    """Size of a released checkpoint; None for models that only share its name."""
+    from trellis2.weights import CHECKPOINTS, REPOSITORY
+
+    cached = (
+        folder.parent.name == "snapshots"
+        and folder.parents[1].name == f"models--{REPOSITORY.replace('/', '--')}"
+    )
+    stem = "/".join(reference.split("/")[-2:])
+    return CHECKPOINTS[stem].bytes if cached and stem in CHECKPOINTS else None
+
+
+def published_hash(path: Path) -> str | None:
+    """The hub's cache names the files behind its links by their SHA-256."""
+    target = path.resolve()
+    is_hash = len(target.name) == 64 and all(c in "0123456789abcdef" for c in target.name)
+    return target.name if target.parent.name == "blobs" and is_hash else None
+
+
+def files_of(repository: str) -> list[hub.RemoteFile]:
+    """Every file that a model needs, the pipeline files first, then those of other repositories.
+
+    Others come early because they are the ones that may ask for a licence. Asks the network, and downloads
+    the pipeline files, which name the rest.
+    """
+    listing = {file.path: file for file in hub.list_remote(repository)}
+    if hub.PIPELINE not in listing:
+        raise ModelError(
+            f"`{repository}` is not a model in the released layout: it has no `{hub.PIPELINE}`",
+            hint="name a repository such as `microsoft/TRELLIS.2-4B`",
+        )
+    pipelines = [listing[path] for path in (hub.PIPELINE, TEXTURING) if path in listing]
+    folder = hub.pull(pipelines)[0].parent
+    own: list[hub.RemoteFile] = []
+    others: list[hub.RemoteFile] = []
+    listings: dict[str, dict[str, hub.RemoteFile]] = {}
+    for reference in all_references(folder):
+        if f"{reference}.safetensors" in listing:
+            own += [
+                listing[reference + suffix]
+                for suffix in (".json", ".safetensors")
+                if reference + suffix in listing
+            ]
+            continue
+        owner, name, *rest = reference.split("/")
+        other, path = f"{owner}/{name}", "/".join(rest)
+        if other not in listings:
+            listings[other] = {file.path: file for file in hub.list_remote(other)}
+        names = [f"{path}.json", f"{path}.safetensors"] if path else ["config.json", "model.safetensors"]
+        absent = [file for file in names if file not in listings[other]]
+        if absent:
+            raise ModelError(
+                f"`{other}` has no file `{absent[0]}`, which `{repository}` needs", hint="report it there"
+            )
+        others += [listings[other][file] for file in names]
+    return [*pipelines, *others, *own]
+
+
+def describe(status: Status) -> dict[str, Any]:
+    return {
+        "name": status.name,
+        "state": status.state,
+        "bytes": status.bytes,
+        "folder": None if status.folder is None else str(status.folder),
+        "missing": list(status.missing),
+    }
