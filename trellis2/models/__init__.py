@@ -13,10 +13,12 @@ from trellis2.models.sparse_vae import (
     SparseUnetVaeDecoder,
     SparseUnetVaeEncoder,
 )
+from trellis_core.models.image_encoder import DINOv3ViT
 from trellis_core.models.structure_flow import SparseStructureFlowModel
 from trellis_core.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder
 
 MODELS: Mapping[str, type[nn.Module]] = {
+    "DINOv3ViT": DINOv3ViT,
     "SparseStructureFlowModel": SparseStructureFlowModel,
     "SparseStructureEncoder": SparseStructureEncoder,
     "SparseStructureDecoder": SparseStructureDecoder,

@@ -22,7 +22,6 @@ from trellis_core.nn.conv import SparseConv3d, silu_rows
 from trellis_core.nn.norm import LayerNorm32
 from trellis_core.sparse.ops import map_rows
 from trellis_core.sparse.spatial import (
-    channel_to_space,
     pool_mean,
     repeat_parents,
     space_to_channel,
@@ -163,7 +162,9 @@ class SparseResBlockUpsample3d(SparseResBlock):
 class SparseResBlockPlain3d(SparseResBlock):
     """Both convolutions on one level."""
 
-    def __init__(self, channels: int, out_channels: int | None = None, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, channels: int, out_channels: int | None = None, kernels: Kernels | None = None
+    ) -> None:
         out_channels = out_channels or channels
         super().__init__(channels, out_channels, out_channels, kernels=kernels)
         self.skip_connection = _skip(channels, out_channels)

@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trellis2.models.sparse_blocks import BLOCKS, DOWN_BLOCKS, UP_BLOCKS, SparseConvNeXtBlock3d, SparseResBlock
+from trellis2.models.sparse_blocks import (
+    BLOCKS,
+    DOWN_BLOCKS,
+    UP_BLOCKS,
+    SparseConvNeXtBlock3d,
+    SparseResBlock,
+)
 from trellis_core.errors import InputError
 from trellis_core.kernels.table import Kernels
 from trellis_core.nn.blocks import convert_torso
@@ -192,7 +198,13 @@ class SparseUnetVaeDecoder(SparseVaeHalf):
         self.output_layer = nn.Linear(model_channels[-1], out_channels)
         self.from_latent = nn.Linear(latent_channels, model_channels[0])
         self.build_levels(
-            model_channels, num_blocks, block_type, block_args, up_block_type, UP_BLOCKS, kernels,
+            model_channels,
+            num_blocks,
+            block_type,
+            block_args,
+            up_block_type,
+            UP_BLOCKS,
+            kernels,
             pred_subdiv=pred_subdiv,
         )
         self.pred_subdiv = pred_subdiv
@@ -268,7 +280,13 @@ class FlexiDualGridVaeDecoder(SparseUnetVaeDecoder):
         kernels: Kernels | None = None,
     ) -> None:
         super().__init__(
-            7, model_channels, latent_channels, num_blocks, block_type, up_block_type, block_args,
+            7,
+            model_channels,
+            latent_channels,
+            num_blocks,
+            block_type,
+            up_block_type,
+            block_args,
             kernels=kernels,
         )
         self.resolution = resolution

@@ -110,7 +110,9 @@ def _padded_keys(coords: Tensor, offsets: Tensor) -> tuple[Tensor, tuple[int, in
     reach = int(offsets.abs().max())
     low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
     size = [high[a] - low[a] + 1 + 2 * reach for a in (1, 2, 3)]
-    base = torch.tensor([low[0], *(low[a] - reach for a in (1, 2, 3))], dtype=torch.int32, device=coords.device)
+    base = torch.tensor(
+        [low[0], *(low[a] - reach for a in (1, 2, 3))], dtype=torch.int32, device=coords.device
+    )
     return voxel_keys(coords - base, size, high[0] - low[0] + 1), (size[1] * size[2], size[2])
 
 

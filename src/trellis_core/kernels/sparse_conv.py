@@ -52,8 +52,8 @@ def apply_im2col(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor 
     shift = None if bias is None else bias.to(compute)
     out = feats.new_empty(len(feats), weight.shape[0])
     for rows, columns in gathered(feats, neighbors):
-        columns = columns.to(compute)
-        out[rows] = columns @ matrix if shift is None else torch.addmm(shift, columns, matrix)
+        wide = columns.to(compute)
+        out[rows] = wide @ matrix if shift is None else torch.addmm(shift, wide, matrix)
     return out
 
 
@@ -100,10 +100,11 @@ class _SparseConv(torch.autograd.Function):
             mirrored = weight.flip(1).permute(2, 1, 0).contiguous()
             grad_feats = ctx.product(grad, neighbors, mirrored, None)  # type: ignore[attr-defined]
         if needs_weight:
-            total = torch.zeros(grad.shape[1], weight.shape[1] * weight.shape[2], device=grad.device)
+            wide = torch.promote_types(grad.dtype, torch.float32)
+            total = torch.zeros(grad.shape[1], weight[0].numel(), dtype=wide, device=grad.device)
             for rows, columns in gathered(feats, neighbors):
-                total.addmm_(grad[rows].float().t(), columns.float())
+                total.addmm_(grad[rows].to(wide).t(), columns.to(wide))
             grad_weight = total.view_as(weight).to(weight.dtype)
         if needs_bias:
-            grad_bias = grad.float().sum(0).to(weight.dtype)
+            grad_bias = grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(weight.dtype)
         return grad_feats, grad_weight, grad_bias, None, None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -67,8 +66,10 @@ def _convolve(
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    taken = neighbors + rows
     for tap in range(taps):
-        found = tl.load(neighbors + tap.to(tl.int64) * count + rows, mask=rows < count, other=-1)
+        found = tl.load(taken, mask=rows < count, other=-1)
+        taken += count  # a pointer, not an index: taps times rows can exceed 31 bits
         if tl.max(found, 0) >= 0:  # some row of the block has this neighbour
             starts = found.to(tl.int64) * channels
             for start in range(0, channels, BLOCK_K):
@@ -79,7 +80,7 @@ def _convolve(
                     other=0.0,
                 )
                 b = tl.load(
-                    weight + (tap * channels + depth[:, None]).to(tl.int64) * outputs + columns[None, :],
+                    weight + (tap * channels + depth[:, None]) * outputs + columns[None, :],
                     mask=(depth[:, None] < channels) & (columns[None, :] < outputs),
                     other=0.0,
                 )

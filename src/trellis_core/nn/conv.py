@@ -46,7 +46,9 @@ class SparseConv3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         neighbors = x.plan.neighbors(self._find_neighbors, self.kernel_size, self.dilation)
-        feats, weight, bias = x.feats, self.weight, self.bias
+        feats: Tensor = x.feats
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if torch.is_autocast_enabled(feats.device.type):
             dtype = torch.get_autocast_dtype(feats.device.type)
             feats, weight = feats.to(dtype), weight.to(dtype)

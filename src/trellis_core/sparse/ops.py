@@ -85,7 +85,7 @@ def map_rows(
     feats: Tensor,  # [T, C]
     elements: int = 1 << 24,
 ) -> Tensor:  # [T, ...]
-    """Apply a row-wise function; without gradients in chunks, so that what it makes on the way stays small."""
+    """Apply a row-wise function; without gradients chunk by chunk, to keep its intermediate values small."""
     rows = max(1, elements // max(1, feats.shape[1]))
     if torch.is_grad_enabled() or len(feats) <= rows:
         return function(feats)
