@@ -1,6 +1,6 @@
-"""The command `trellis`: finds the command's module, runs it, turns whatever happens into text and an exit code.
+"""The command `trellis`: find the command's module, run it, turn what happens into text and an exit code.
 
-This is the only place that knows exit codes. Nothing here imports torch.
+The only place that knows exit codes. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ CODE_OF: Mapping[type[BaseException], int] = {
 }
 
 WRITE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+COMPLETION = ("install_completion", "show_completion")  # options of `trellis`, not of its commands
 REPORT = "run again with `--debug` to see where it happened, and report it with that output"
 OUT_OF_MEMORY = "close other programs, or use less: `--resolution 512`, `--vram-tier low`, or `--device cpu`"
 
@@ -87,7 +88,7 @@ class LazyGroup(TyperGroup):
         return TyperCommand(name=cmd_name, help=entry.help, rich_help_panel=entry.panel, hidden=entry.hidden)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        self.commands = dict.fromkeys(COMMANDS)  # what "did you mean" looks at
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # what "did you mean" looks at
         if args[0] not in COMMANDS and Path(args[0]).is_file():
             raise errors.UsageError(f"`{args[0]}` is not a command", hint=f"try `trellis generate {args[0]}`")
         name, command, rest = super().resolve_command(ctx, args)
@@ -96,7 +97,7 @@ class LazyGroup(TyperGroup):
         module = import_module(f"trellis_cli.commands.{COMMANDS[name].module}")
         command = _light(typer.main.get_command(module.app))
         command.name = name
-        command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+        command.params = [p for p in command.params if p.name not in COMPLETION]
         return name, command, rest
 
 
@@ -142,7 +143,10 @@ app = typer.Typer(
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", metavar=" ", callback=print_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", metavar=" ", callback=print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Pictures to finished 3D assets, on the hardware you own.
@@ -179,7 +183,7 @@ def _run(arguments: list[str], console: Console) -> int:
         raise KeyboardInterrupt from None
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    if result == 130:     # typer's word for KeyboardInterrupt
+    if result == 130:  # typer's word for KeyboardInterrupt
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
@@ -195,7 +199,7 @@ def _report(error: BaseException, console: Console) -> int:
         print(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr, flush=True)
     try:
         console.finish({"exit_code": code, "error": message, "hint": hint})
-    except OSError:     # stdout is what failed; said already
+    except OSError:  # stdout is what failed; said already
         discard_stdout(sys.stdout)
     return code
 
@@ -216,7 +220,7 @@ def explain(error: BaseException, interrupted: bool = False) -> tuple[int, str, 
         return 5, "out of memory", OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in WRITE_FAILED:
         where = f"`{error.filename}`" if error.filename else "the result"
-        return 7, f"could not write {where}: {error.strerror}", "free some space, or write elsewhere with `-o PATH`"
+        return 7, f"could not write {where}: {error.strerror}", "free some space, or pass `-o PATH`"
     return code_of(error), _one_line(f"internal error: {type(error).__name__}: {error}"), REPORT
 
 
@@ -231,7 +235,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
-    said = str(error).lower()     # torch's CPU allocator and CUDA libraries raise plain RuntimeError
+    said = str(error).lower()  # torch's CPU allocator and CUDA libraries raise plain RuntimeError
     return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
 
 

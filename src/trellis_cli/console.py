@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from trellis_core.runtime import Step
 
 LINE_EVERY = 10.0  # seconds between lines of one long stage when stderr is not a terminal
-LABEL = 11         # columns of stage names and summary labels
+LABEL = 11  # columns of stage names and summary labels
 
 
 @dataclass(slots=True)
 class Console:
     """The reporting side of one command. `facts` is what the final JSON object says about the run."""
 
-    json: bool = False         # one final object on stdout
-    events: bool = False       # a JSON line per event on stdout, the last one is the result
-    quiet: bool = False        # nothing on stderr but errors
-    debug: bool = False        # tracebacks
+    json: bool = False  # one final object on stdout
+    events: bool = False  # a JSON line per event on stdout, the last one is the result
+    quiet: bool = False  # nothing on stderr but errors
+    debug: bool = False  # tracebacks
     interrupted: bool = False  # set by the first Ctrl-C
     facts: dict[str, Any] = field(default_factory=dict)
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
@@ -142,8 +142,14 @@ class Stages:
             self.started = monotonic()
         self.current = step
         more = {"note": step.note} if step.note else {}
-        self.console.event("progress", stage=self.label, step=step.step, steps=step.steps,
-                           seconds=round(self.seconds, 3), **more)
+        self.console.event(
+            "progress",
+            stage=self.label,
+            step=step.step,
+            steps=step.steps,
+            seconds=round(self.seconds, 3),
+            **more,
+        )
         self.show(step)
         if step.note:
             self.console.note(step.note)
@@ -192,7 +198,9 @@ class Lines(Stages):
         self._line(step)
 
     def _line(self, step: Step | Beginning, rest: str = "") -> None:
-        print(f"{self.label:<{LABEL}}{_count(step):>7}{self.seconds:8.1f} s{rest}", file=sys.stderr, flush=True)
+        print(
+            f"{self.label:<{LABEL}}{_count(step):>7}{self.seconds:8.1f} s{rest}", file=sys.stderr, flush=True
+        )
 
 
 class Bars(Stages):
@@ -230,8 +238,12 @@ def _live_progress() -> Progress:
             return Text("" if left is None else f"{left:.0f} s left", style="dim")
 
     return Progress(
-        TextColumn(f"{{task.description:<{LABEL - 1}}}"), BarColumn(bar_width=28),
-        TextColumn("{task.fields[count]:>5}"), Seconds(), SecondsLeft(), console=Terminal(stderr=True),
+        TextColumn(f"{{task.description:<{LABEL - 1}}}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.fields[count]:>5}"),
+        Seconds(),
+        SecondsLeft(),
+        console=Terminal(stderr=True),
     )
 
 

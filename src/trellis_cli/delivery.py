@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Order:
     """What is to be written, and how."""
 
-    paths: tuple[Path, ...]     # one per sample
+    paths: tuple[Path, ...]  # one per sample
     previews: tuple[Path, ...]  # as many, or none
     preset: str | None = None
     faces: int | None = None
@@ -35,8 +35,19 @@ class Order:
     force: bool = False
 
     @classmethod
-    def check(cls, source: Path, output: Path | None, *, count: int = 1, preset: Preset | None, faces: int | None,
-              texture: int | None, preview: Path | None, strict: bool, force: bool) -> Order:
+    def check(
+        cls,
+        source: Path,
+        output: Path | None,
+        *,
+        count: int = 1,
+        preset: Preset | None,
+        faces: int | None,
+        texture: int | None,
+        preview: Path | None,
+        strict: bool,
+        force: bool,
+    ) -> Order:
         """Raises `UsageError` or `OutputError` when the result could not be written."""
         paths = files.outputs(output, source, ".glb", count)
         previews = [] if preview is None else files.outputs(preview, source, ".png", count)
@@ -44,8 +55,15 @@ class Order:
             files.check_output(path, files.ASSETS, force=force)
         for path in previews:
             files.check_output(path, files.IMAGES, force=force)
-        return cls(paths=tuple(paths), previews=tuple(previews), preset=preset.value if preset else None,
-                   faces=faces, texture=texture, strict=strict, force=force)
+        return cls(
+            paths=tuple(paths),
+            previews=tuple(previews),
+            preset=preset.value if preset else None,
+            faces=faces,
+            texture=texture,
+            strict=strict,
+            force=force,
+        )
 
     def numbered(self, number: int) -> Order:
         """The order for as many samples as a bundle turned out to hold."""
@@ -61,8 +79,9 @@ class Order:
         """The preset with the options that were given on top of it."""
         from trellis_core.geometry.asset import ExportSettings
 
-        given = {"target_faces": self.faces, "texture_size": self.texture}
-        return ExportSettings(**preset_settings(self.preset) | {k: v for k, v in given.items() if v is not None})
+        given = {"faces": self.faces, "texture_size": self.texture}
+        given = {name: value for name, value in given.items() if value is not None}
+        return ExportSettings(**{**preset_settings(self.preset), **given})
 
 
 def preset_settings(name: str | None) -> dict[str, Any]:
@@ -74,13 +93,24 @@ def preset_settings(name: str | None) -> dict[str, Any]:
     return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def deliver(console: Console, engine: Any, shapes: Sequence[VoxelMesh], order: Order,
-            extras: Mapping[str, Any], progress: Stages) -> None:
+def deliver(
+    console: Console,
+    engine: Any,
+    shapes: Sequence[VoxelMesh],
+    order: Order,
+    extras: Mapping[str, Any],
+    progress: Stages,
+) -> None:
     """Export and write one asset per shape; each is on disk before the next one starts."""
     settings = order.settings()
     for index, shape in enumerate(shapes):
-        asset = engine.export(shape, settings, extras={**extras, "sample": index}, on_progress=progress,
-                              cancel=console.is_interrupted)
+        asset = engine.export(
+            shape,
+            settings,
+            extras={**extras, "sample": index},
+            on_progress=progress,
+            cancel=console.is_interrupted,
+        )
         write(console, engine, asset, order, index)
 
 
@@ -111,7 +141,8 @@ def conclude(console: Console, order: Order, started: float) -> None:
     failed = []
     for facts in outputs:
         path = Path(facts["path"])
-        console.say("asset", f"{facts['faces']:,} faces, {facts['texture']} px texture, {files.size_of(path)}")
+        size = files.size_of(path)
+        console.say("asset", f"{facts['faces']:,} faces, {facts['texture']} px texture, {size}")
         if facts["quality"]["passed"]:
             console.say("quality", "passed")
         else:
@@ -125,8 +156,10 @@ def conclude(console: Console, order: Order, started: float) -> None:
     console.say("done", f"{console.facts['seconds']:.1f} s")
     console.result([facts["path"] for facts in outputs])
     if order.strict and failed:
-        raise QualityError(f"`{failed[0]}` failed the quality check; it was written all the same",
-                           hint="try another `--seed` or a higher `--resolution`, or look at the picture's background")
+        raise QualityError(
+            f"`{failed[0]}` failed the quality check; it was written all the same",
+            hint="try another `--seed`, a higher `--resolution`, or another `--background`",
+        )
 
 
 def quality_facts(report: QualityReport) -> dict[str, Any]:

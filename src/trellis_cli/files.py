@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-ASSETS = (".glb",)               # suffixes of trellis_core.io.WRITERS, known without importing torch
-MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl")    # that can be read
-IMAGES = (".png",)               # that can be written
+ASSETS = (".glb",)  # suffixes of trellis_core.io.WRITERS, known without importing torch
+MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl")  # that can be read
+IMAGES = (".png",)  # that can be written
 BUNDLES = (".safetensors",)
-SMALLEST_SPACE = 1 << 20         # bytes; with less than this left no asset can be written
+SMALLEST_SPACE = 1 << 20  # bytes; with less than this left no asset can be written
 
 
 def check_input(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
@@ -40,7 +40,9 @@ def check_input(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
         raise InputError(f"{what} `{path}` does not exist", hint=_similar(path, suffixes)) from None
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
-        raise InputError(f"{what} `{path}` cannot be read: {said}", hint="check the name and its permissions") from None
+        raise InputError(
+            f"{what} `{path}` cannot be read: {said}", hint="check the name and its permissions"
+        ) from None
 
 
 def read_picture(path: Path, console: Console) -> Image:
@@ -61,27 +63,28 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
     """Raise unless a file with one of `suffixes` can be written to `path` now."""
     if path.suffix.lower() not in suffixes:
         known = " or ".join(f"`{s}`" for s in suffixes)
-        raise UsageError(f"cannot write `{path.name}`: the name must end in {known}",
-                         hint=f"for example `{path.with_suffix(suffixes[0])}`" if path.name else "give a file name")
+        example = f"for example `{path.with_suffix(suffixes[0])}`" if path.name else "give a file name"
+        raise UsageError(f"cannot write `{path.name}`: the name must end in {known}", hint=example)
     try:
         if path.exists() and not path.is_file():
             raise OutputError(f"`{path}` exists and is not a file", hint="choose another name with `-o PATH`")
         if path.exists() and not force:
-            raise OutputError(f"`{path}` exists", hint="pass `--force` to overwrite it, or `-o PATH` for another name")
+            raise OutputError(f"`{path}` exists", hint="pass `--force` to overwrite it, or `-o PATH`")
         if not path.parent.is_dir():
-            raise OutputError(f"folder `{path.parent}` does not exist", hint=f"create it: `mkdir -p {path.parent}`")
+            raise OutputError(f"folder `{path.parent}` does not exist", hint=f"run `mkdir -p {path.parent}`")
         trial = _part_of(path)
         trial.touch()
         trial.unlink()
         if shutil.disk_usage(path.parent).free < SMALLEST_SPACE:
-            raise OutputError(f"no space left in `{path.parent}`", hint="free some space, or choose another folder")
+            raise OutputError(f"no space left in `{path.parent}`", hint="free some space, or pass `-o PATH`")
     except OSError as error:
-        raise OutputError(f"cannot write to `{path.parent}`: {error.strerror}",
-                          hint="choose another place with `-o PATH`") from None
+        raise OutputError(
+            f"cannot write to `{path.parent}`: {error.strerror}", hint="choose another place with `-o PATH`"
+        ) from None
 
 
 def outputs(output: Path | None, source: Path, suffix: str, number: int) -> list[Path]:
-    """Where the results go: `output`, or the source's name in this folder; numbered when there are several."""
+    """Where results go: `output`, or the source's name in this folder; numbered when there are several."""
     path = output if output is not None else Path(source.stem + suffix)
     if path.is_dir():
         path = path / (source.stem + suffix)
@@ -103,8 +106,8 @@ def numbered(path: Path, number: int) -> list[Path]:
 def write(path: Path, save: Callable[[Path], object], *, force: bool) -> Path:
     """Call `save` with a path in the same folder and move the result into place; returns where it is.
 
-    A failure or Ctrl-C leaves no half-written file. A file that appeared at `path` in the meantime is kept and
-    the result takes the next free name.
+    A failure or Ctrl-C leaves no half-written file. A file that appeared at `path` in the meantime is kept
+    and the result takes the next free name.
     """
     if not force:
         path = _free_name(path)

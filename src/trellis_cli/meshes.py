@@ -19,7 +19,7 @@ from trellis_core.geometry.types import Mesh
 Z_UP = (".stl", ".ply")
 
 
-def read_mesh(path: Path) -> tuple[Mesh, Tensor | None]:    # base colour uint8 [S, S, 3 or 4]
+def read_mesh(path: Path) -> tuple[Mesh, Tensor | None]:  # base colour uint8 [S, S, 3 or 4]
     """All triangles of the file, its bounding box centred and scaled to the unit cube, z up.
 
     Raises `InputError` when the file cannot be read or holds no triangles.
@@ -40,9 +40,9 @@ def load_file(path: Path) -> Any:
     import trimesh
 
     try:
-        loaded = trimesh.load(path, force="mesh", process=False)
-    except Exception as error:    # trimesh's readers raise whatever they stumble over
-        raise InputError(f"mesh `{path}` cannot be read: {error}", hint="export it again, for example as GLB") from error
+        loaded: Any = trimesh.load(path, force="mesh", process=False)
+    except Exception as error:  # trimesh's readers raise whatever they stumble over
+        raise InputError(f"mesh `{path}` cannot be read: {error}", hint="export it again as GLB") from error
     if len(getattr(loaded, "faces", ())) == 0:
         raise InputError(f"mesh `{path}` holds no triangles", hint="export it again as a triangle mesh")
     if not np.isfinite(loaded.vertices).all():
@@ -58,5 +58,5 @@ def _texture(loaded: Any) -> tuple[Tensor | None, Tensor | None]:
     if uv is None or image is None:
         return None, None
     uvs = torch.from_numpy(np.array(uv, dtype=np.float32))
-    uvs[:, 1] = 1 - uvs[:, 1]    # trimesh counts v from the bottom
+    uvs[:, 1] = 1 - uvs[:, 1]  # trimesh counts v from the bottom
     return uvs, torch.from_numpy(np.array(image.convert("RGBA")))

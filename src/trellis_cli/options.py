@@ -129,29 +129,38 @@ Preview = Annotated[
     Path | None, _option(RESULT, "--preview", metavar="PNG", help="Also draw the asset from a few sides.")
 ]
 Samples = Annotated[
-    int, _number(RESULT, "--num-samples", "Make several variants: NAME-1.glb, NAME-2.glb, ...", low=1, high=64)
+    int,
+    _number(RESULT, "--num-samples", "Make several variants: NAME-1.glb, NAME-2.glb, ...", low=1, high=64),
 ]
-Strict = Annotated[bool, _flag(RESULT, "--strict", help="Exit with 6 when the result fails the quality check.")]
+Strict = Annotated[
+    bool, _flag(RESULT, "--strict", help="Exit with 6 when the result fails the quality check.")
+]
 
 # Sampling
 Seed = Annotated[int, _number(SAMPLING, "--seed", "Random seed (default 42).", low=0, high=2**63 - 1)]
 SubjectOption = Annotated[
-    Subject | None, _choice(SAMPLING, "--subject", "Guidance for a hard-surface, organic or ambiguous object.")
+    Subject | None,
+    _choice(SAMPLING, "--subject", "Suit the guidance to a hard-surface, organic or ambiguous object."),
 ]
 ResolutionOption = Annotated[
-    Resolution | None, _choice(SAMPLING, "--resolution", "Voxel grid: 512, 1024 or 1536 (the last two as cascades).")
+    Resolution | None,
+    _choice(SAMPLING, "--resolution", "Voxel grid: 512, 1024 or 1536 (the last two as cascades)."),
 ]
 PipelineName = Annotated[
     str | None, _option(SAMPLING, "--pipeline", metavar="NAME", help="Pipeline type by its released name.")
 ]
 BackgroundOption = Annotated[
     Background,
-    _choice(SAMPLING, "--background", "Find the object by: auto (default), keep (alpha), grabcut, threshold."),
+    _choice(
+        SAMPLING, "--background", "Find the object by: auto (default), keep (alpha), grabcut, threshold."
+    ),
 ]
 Steps = Annotated[int | None, _steps("--steps", "Steps of every stage.")]
 Guidance = Annotated[float | None, _guidance("--guidance", "Guidance of structure and shape; 1 is none.")]
 StructureSteps = Annotated[int | None, _steps("--structure-steps", "Steps of the structure stage.")]
-StructureGuidance = Annotated[float | None, _guidance("--structure-guidance", "Guidance of the structure stage.")]
+StructureGuidance = Annotated[
+    float | None, _guidance("--structure-guidance", "Guidance of the structure stage.")
+]
 ShapeSteps = Annotated[int | None, _steps("--shape-steps", "Steps of the shape stage.")]
 ShapeGuidance = Annotated[float | None, _guidance("--shape-guidance", "Guidance of the shape stage.")]
 TextureSteps = Annotated[int | None, _steps("--texture-steps", "Steps of the texture stage.")]
@@ -167,24 +176,32 @@ Texture = Annotated[int | None, _number(ASSET, "--texture", "Texture side in pix
 # Model and machine
 Model = Annotated[
     str,
-    _option(MACHINE, "--model", metavar="NAME", help="auto (default), a model's name, a folder or a hub repository."),
+    _option(
+        MACHINE,
+        "--model",
+        metavar="NAME",
+        help="auto (default), a model's name, a folder or a hub repository.",
+    ),
 ]
 Device = Annotated[
     str, _option(MACHINE, "--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1 or mps.")
 ]
 PrecisionOption = Annotated[
-    Precision, _choice(MACHINE, "--precision", "auto (default), full (float32) or half (the best 16-bit type).")
+    Precision,
+    _choice(MACHINE, "--precision", "auto (default), full (float32) or half (the best 16-bit type)."),
 ]
 TierOption = Annotated[
-    Tier, _choice(MACHINE, "--vram-tier", "Plan memory for: auto (default), high, medium, low, minimal or cpu.")
+    Tier,
+    _choice(MACHINE, "--vram-tier", "Plan memory for: auto (default), high, medium, low, minimal or cpu."),
 ]
 Kernel = Annotated[
-    list[str] | None, _option(MACHINE, "--kernel", metavar="OP=BACKEND", help="Choose a kernel; may be repeated.")
+    list[str] | None,
+    _option(MACHINE, "--kernel", metavar="OP=BACKEND", help="Choose a kernel; may be repeated."),
 ]
 Offline = Annotated[bool, _flag(MACHINE, "--offline", help="Never use the network.")]
 
-# Reporting. `trellis_cli.console.console_for` reads these from the raw arguments, so that a usage error honours
-# them too; commands declare them for the parser and the help text and need not look at their values.
+# Reporting. `console.console_for` reads these from the raw arguments, so that a usage error honours them too;
+# commands declare them for the parser and the help text and need not look at their values.
 Json = Annotated[bool, _flag(REPORTING, "--json", help="Print one JSON object at the end.")]
 JsonEvents = Annotated[bool, _flag(REPORTING, "--json-events", help="Print a JSON line per event.")]
 Quiet = Annotated[bool, _flag(REPORTING, "--quiet", "-q", help="No progress and notes on stderr.")]
@@ -197,7 +214,9 @@ def parse_kernels(choices: list[str] | None) -> dict[str, str]:
     for choice in choices or ():
         op, equals, backend = choice.partition("=")
         if not (op and equals and backend):
-            raise UsageError(f"`--kernel {choice}` is not OP=BACKEND", hint="write, for example, `--kernel attention=sdpa`")
+            raise UsageError(
+                f"`--kernel {choice}` is not OP=BACKEND", hint="for example `--kernel attention=sdpa`"
+            )
         kernels[op.strip()] = backend.strip()
     return kernels
 
@@ -213,9 +232,9 @@ def sampler_changes(
     subject: Subject | None,
     steps: int | None,
     guidance: float | None,
-    stage_steps: tuple[int | None, int | None, int | None],            # structure, shape, texture
-    stage_guidance: tuple[float | None, float | None, float | None],   # structure, shape, texture
-) -> dict[str, dict[str, Any]]:
+    stage_steps: tuple[int | None, int | None, int | None],  # structure, shape, texture
+    stage_guidance: tuple[float | None, float | None, float | None],  # structure, shape, texture
+) -> dict[str, Any]:
     """Sampler settings to change per stage; the most particular option wins.
 
     `--guidance` and `--subject` leave the texture stage alone: the released texture flow is used without
@@ -225,7 +244,10 @@ def sampler_changes(
     general = (_first(guidance, structure), _first(guidance, shape), None)
     changes: dict[str, dict[str, Any]] = {}
     for i, stage in enumerate(("structure", "shape", "texture")):
-        given = {"steps": _first(stage_steps[i], steps), "guidance_scale": _first(stage_guidance[i], general[i])}
+        given = {
+            "steps": _first(stage_steps[i], steps),
+            "guidance_scale": _first(stage_guidance[i], general[i]),
+        }
         changes[stage] = {name: value for name, value in given.items() if value is not None}
     return changes
 

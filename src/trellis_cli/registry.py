@@ -1,4 +1,4 @@
-"""The models by name, and how one becomes an engine on this machine. The only module that knows model versions.
+"""The models by name, and how one becomes an engine here. The only module that knows model versions.
 
     --model NAME -> find_model or choose_model -> Found -> load_engine -> trellis2.Pipeline
 
@@ -37,7 +37,7 @@ class Model:
     summary: str
     licence: str
     repository: str | None = None  # on the hub; None travels in the package
-    needs_gpu: bool = False        # `--model auto` takes it on a GPU only
+    needs_gpu: bool = False  # `--model auto` takes it on a GPU only
 
 
 MODELS: Mapping[str, Model] = {  # best first: the order of `--model auto`
@@ -57,7 +57,7 @@ class Found:
 
     name: str
     folder: Path  # holds pipeline.json
-    reason: str   # why this one
+    reason: str  # why this one
 
 
 def embedded_folder() -> Path:
@@ -119,8 +119,8 @@ def load_engine(
 ) -> Pipeline:
     """Choose device, model, kernels and memory plan, say what was chosen, and load the model.
 
-    A model that was asked for and is not here is a `ModelError` before torch is imported; `auto` takes the best
-    model of MODELS that is present and fits.
+    A model that was asked for and is not here is a `ModelError` before torch is imported; `auto` takes the
+    best model of MODELS that is present and fits.
     """
     found = None if model == AUTO else find_model(model)
 
@@ -137,7 +137,9 @@ def load_engine(
     console.say("device", f"{info.name or runtime.device}; {plan.describe()}")
     console.facts["model"] = {"name": found.name, "folder": str(found.folder), "reason": found.reason}
     console.facts["device"] = {
-        "name": info.name, "device": str(runtime.device), "kernels": dict(runtime.kernels.choices)
+        "name": info.name,
+        "device": str(runtime.device),
+        "kernels": dict(runtime.kernels.choices),
     }
     console.facts["plan"] = plan.as_dict()
     if not plan.fits:
@@ -162,7 +164,9 @@ def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Consol
     if model == AUTO:
         model = str(bundle.info.get("model", {}).get("name", ""))
         if model not in MODELS:
-            raise ModelError(f"the bundle was made by the model `{model}`", hint="pass its folder: `--model PATH`")
+            raise ModelError(
+                f"the bundle was made by the model `{model}`", hint="pass its folder: `--model PATH`"
+            )
     return load_engine(model, machine, console, pipeline_type=bundle.info.get("pipeline_type"))
 
 
@@ -174,8 +178,8 @@ def provenance(bundle: Bundle) -> dict[str, Any]:
 
 
 def choose_model(device: DeviceInfo, request: MemoryRequest) -> Found:
-    """The best model that is complete on this machine and fits it, and why the better ones were passed over."""
-    passed = []
+    """The best model that is complete here and fits, and why the better ones were passed over."""
+    passed: list[str] = []
     for name, model in MODELS.items():
         try:
             folder = find_model(name).folder
@@ -185,7 +189,9 @@ def choose_model(device: DeviceInfo, request: MemoryRequest) -> Found:
         if problem is None:
             return Found(name, folder, "; ".join(["the best model here that fits", *passed]))
         passed.append(f"{name} {problem}")
-    raise ModelError("no model is present: " + "; ".join(passed), hint="run `trellis models pull trellis2-4b`")
+    raise ModelError(
+        "no model is present: " + "; ".join(passed), hint="run `trellis models pull trellis2-4b`"
+    )
 
 
 def _problem(name: str, model: Model, folder: Path, device: DeviceInfo, request: MemoryRequest) -> str | None:

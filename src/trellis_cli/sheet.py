@@ -19,18 +19,20 @@ from trellis_core.render.mesh import MeshBuffers, interpolate, render_mesh
 from trellis_core.render.voxel import render_voxels
 from trellis_core.runtime import Runtime
 
-SIDE = 384            # pixels of one view
+SIDE = 384  # pixels of one view
 SUPERSAMPLING = 2
 BACKGROUND = 0.96
-GREY = 0.72           # of a surface without colour
+GREY = 0.72  # of a surface without colour
 VIEWS = snapshot_views(4, FRONT - math.pi / 6, 0.35)
 
-Colors = Callable[[MeshBuffers], Tensor]    # float32 [P, 3] for the P pixels of the mask
+Colors = Callable[[MeshBuffers], Tensor]  # float32 [P, 3] for the P pixels of the mask
 
 
 def draw_asset(asset: Asset, runtime: Runtime) -> Image.Image:
     """A row of views of the textured mesh, a row of its bare shape."""
-    return draw_rows([textured_row(asset.mesh, asset.material.base_color, runtime), shape_row(asset.mesh, runtime)])
+    return draw_rows(
+        [textured_row(asset.mesh, asset.material.base_color, runtime), shape_row(asset.mesh, runtime)]
+    )
 
 
 def draw_decoded(shape: VoxelMesh, runtime: Runtime) -> Image.Image:
@@ -38,14 +40,14 @@ def draw_decoded(shape: VoxelMesh, runtime: Runtime) -> Image.Image:
     return draw_rows([shape_row(shape.mesh, runtime), voxel_row(shape.voxels, runtime)])
 
 
-def draw_rows(rows: Sequence[Sequence[Tensor]]) -> Image.Image:    # tiles float32 [SIDE, SIDE, 3]
+def draw_rows(rows: Sequence[Sequence[Tensor]]) -> Image.Image:  # tiles float32 [SIDE, SIDE, 3]
     sheet = torch.cat([torch.cat(list(row), 1) for row in rows], 0)
     return Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().cpu().numpy(), "RGB")
 
 
 def textured_row(
-    mesh: Mesh,              # with uvs
-    base_color: Tensor,      # uint8 [S, S, 3 or 4]
+    mesh: Mesh,  # with uvs
+    base_color: Tensor,  # uint8 [S, S, 3 or 4]
     runtime: Runtime,
 ) -> list[Tensor]:
     texture = base_color.to(runtime.device)
@@ -75,24 +77,31 @@ def voxel_row(voxels: PBRVoxels, runtime: Runtime) -> list[Tensor]:
     positions = (voxels.coords.float() + 0.5) * size - 0.5
     tiles = []
     for camera in _cameras():
-        seen = render_voxels(positions, voxels.attrs[:, BASE_COLOR], camera, SIDE, runtime,
-                             voxel_size=size, supersampling=SUPERSAMPLING)
+        seen = render_voxels(
+            positions,
+            voxels.attrs[:, BASE_COLOR],
+            camera,
+            SIDE,
+            runtime,
+            voxel_size=size,
+            supersampling=SUPERSAMPLING,
+        )
         tiles.append(seen.attrs.clamp(0, 1) + (1 - seen.mask[..., None]) * BACKGROUND)
     return tiles
 
 
 def _cameras() -> list[Camera]:
-    return [orbit_camera(yaw, pitch) for yaw, pitch in VIEWS]
+    return [orbit_camera(yaw, pitch, radius=1.85) for yaw, pitch in VIEWS]
 
 
-def _lit(mesh: Mesh, camera: Camera, colors: Colors, runtime: Runtime) -> Tensor:    # float32 [SIDE, SIDE, 3]
+def _lit(mesh: Mesh, camera: Camera, colors: Colors, runtime: Runtime) -> Tensor:  # float32 [SIDE, SIDE, 3]
     """Lambert's law with a light at the viewer's left shoulder, and some from everywhere."""
     buffers = render_mesh(mesh, camera, SIDE * SUPERSAMPLING, runtime)
     right, down, forward = camera.extrinsics[:3, :3].to(buffers.normal)
     light = torch.nn.functional.normalize(-forward - 0.5 * right - 0.6 * down, dim=0)
     lambert = (buffers.normal[buffers.mask] @ light).clamp(min=0)
     image = torch.full_like(buffers.normal, BACKGROUND)
-    image[buffers.mask] = colors(buffers) * (0.35 + 0.75 * lambert[:, None])
+    image[buffers.mask] = colors(buffers) * (0.4 + 0.7 * lambert[:, None])
     return image.view(SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING, 3).mean((1, 3))
 
 

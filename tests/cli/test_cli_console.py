@@ -39,7 +39,14 @@ def test_a_person_gets_stages_on_stderr_and_the_result_alone_on_stdout(capfd):
     a_run(Console())
     out, err = capfd.readouterr()
     assert out == "a.glb\n"
-    assert [line.split()[0] for line in err.splitlines()] == ["start", "note:", "structure", "shape", "a", "shape"]
+    assert [line.split()[0] for line in err.splitlines()] == [
+        "start",
+        "note:",
+        "structure",
+        "shape",
+        "a",
+        "shape",
+    ]
     assert "2/2" in err
 
 
@@ -66,7 +73,12 @@ def test_json_events_are_a_line_per_event(capfd):
     events = [json.loads(line) for line in out.splitlines()]
     assert [e["event"] for e in events] == ["progress"] * 4 + ["note"] + ["progress"] * 4 + ["result"]
     assert events[3] | {"seconds": 0} == {
-        "event": "progress", "stage": "structure", "step": 2, "steps": 2, "seconds": 0, "note": "a note",
+        "event": "progress",
+        "stage": "structure",
+        "step": 2,
+        "steps": 2,
+        "seconds": 0,
+        "note": "a note",
     }
     assert err == "a library prints this\n"
 
@@ -77,8 +89,14 @@ def test_a_terminal_gets_bars_and_the_result_stays_plain():
     screen, terminal = pty.openpty()
     script = "from tests.cli.test_cli_console import *; a_run(Console())"
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm-256color"}
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=terminal, check=True,
-                          env=environment, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        check=True,
+        env=environment,
+        text=True,
+    )
     os.close(terminal)
     shown = os.read(screen, 1 << 20).decode()
     os.close(screen)
@@ -88,7 +106,7 @@ def test_a_terminal_gets_bars_and_the_result_stays_plain():
 
 
 def test_options_after_two_dashes_are_names():
-    assert console_for(["generate", "--json", "-q"]) .json
+    assert console_for(["generate", "--json", "-q"]).json
     assert console_for(["generate", "--json", "-q"]).quiet
     assert not console_for(["generate", "--", "--json"]).json
 

@@ -109,7 +109,9 @@ try:
 except OutputError as error:
     sys.exit(error.message)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert "could not write `a.glb`" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

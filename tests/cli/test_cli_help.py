@@ -1,7 +1,7 @@
 """Help, version and completion: complete, and without importing anything heavy.
 
-Properties: every command and exit code is listed; `--help`, completion and `models list --help` import none of
-HEAVY. Not tested: wall-clock time (the imports are what costs it).
+Properties: every command and exit code is listed; `--help` and completion import none of HEAVY.
+Not tested: wall-clock time (the imports are what costs it).
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ sys.exit(code)
 def imports_of(*arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     done = subprocess.run(
         [sys.executable, "-c", REPORT_IMPORTS.format(heavy=HEAVY), *arguments],
-        capture_output=True, text=True, check=False, env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
     marks = [line for line in done.stderr.splitlines() if line.startswith("IMPORTED")]
     assert marks, done.stderr
@@ -59,7 +62,9 @@ def test_a_wrong_path_is_reported_without_waiting_for_torch():
 
 def test_completion_offers_commands_without_importing_anything_heavy():
     done, imported = imports_of(
-        _TRELLIS_COMPLETE="complete_bash", COMP_WORDS="trellis ge", COMP_CWORD="1",
+        _TRELLIS_COMPLETE="complete_bash",
+        COMP_WORDS="trellis ge",
+        COMP_CWORD="1",
     )
     assert done.stdout.split() == ["generate"]
     assert imported == []
@@ -67,7 +72,9 @@ def test_completion_offers_commands_without_importing_anything_heavy():
 
 def test_completion_offers_the_options_of_a_command():
     done, imported = imports_of(
-        _TRELLIS_COMPLETE="complete_bash", COMP_WORDS="trellis generate --struct", COMP_CWORD="2",
+        _TRELLIS_COMPLETE="complete_bash",
+        COMP_WORDS="trellis generate --struct",
+        COMP_CWORD="2",
     )
     assert set(done.stdout.split()) == {"--structure-steps", "--structure-guidance"}
     assert imported == []
@@ -96,10 +103,41 @@ def test_every_command_explains_itself(run, command):
 
 @pytest.mark.parametrize(
     "option",
-    "-o --output --force --seed --steps --guidance --structure-steps --structure-guidance --shape-steps --shape-guidance "
-    "--texture-steps --texture-guidance --faces --texture --subject --resolution --pipeline --model --device --kernel "
-    "--precision --vram-tier --save-bundle --background --preview --num-samples --strict --json --json-events --quiet "
-    "--debug --preset --offline".split(),
+    [
+        "-o",
+        "--output",
+        "--force",
+        "--seed",
+        "--steps",
+        "--guidance",
+        "--structure-steps",
+        "--structure-guidance",
+        "--shape-steps",
+        "--shape-guidance",
+        "--texture-steps",
+        "--texture-guidance",
+        "--faces",
+        "--texture",
+        "--subject",
+        "--resolution",
+        "--pipeline",
+        "--model",
+        "--device",
+        "--kernel",
+        "--precision",
+        "--vram-tier",
+        "--save-bundle",
+        "--background",
+        "--preview",
+        "--num-samples",
+        "--strict",
+        "--json",
+        "--json-events",
+        "--quiet",
+        "--debug",
+        "--preset",
+        "--offline",
+    ],
 )
 def test_generate_has_the_option(run, option):
     assert option in run("generate", "--help").out.split()
@@ -118,6 +156,8 @@ def test_version_is_one_line(run):
 
 
 def test_the_module_runs_like_the_command():
-    done = subprocess.run([sys.executable, "-m", "trellis_cli", "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "trellis_cli", "--version"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0
     assert done.stdout.startswith("trellis ")

@@ -20,15 +20,24 @@ NOTHING = (None, None, None)
 
 
 def test_without_options_the_model_keeps_its_own_sampler_settings():
-    assert sampler_changes(None, None, None, NOTHING, NOTHING) == {"structure": {}, "shape": {}, "texture": {}}
+    assert sampler_changes(None, None, None, NOTHING, NOTHING) == {
+        "structure": {},
+        "shape": {},
+        "texture": {},
+    }
 
 
 @pytest.mark.parametrize(
-    ("subject", "structure", "shape"), [("hard-surface", 8.5, 7.5), ("organic", 7.5, 7.5), ("ambiguous", 6.0, 6.0)]
+    ("subject", "structure", "shape"),
+    [("hard-surface", 8.5, 7.5), ("organic", 7.5, 7.5), ("ambiguous", 6.0, 6.0)],
 )
 def test_a_subject_sets_the_guidance_of_structure_and_shape(subject, structure, shape):
     changes = sampler_changes(Subject(subject), None, None, NOTHING, NOTHING)
-    assert changes == {"structure": {"guidance_scale": structure}, "shape": {"guidance_scale": shape}, "texture": {}}
+    assert changes == {
+        "structure": {"guidance_scale": structure},
+        "shape": {"guidance_scale": shape},
+        "texture": {},
+    }
 
 
 def test_the_most_particular_option_wins():
@@ -54,7 +63,10 @@ def test_resolution_and_pipeline_exclude_each_other():
 
 
 def test_kernels_are_pairs():
-    assert parse_kernels(["attention=sdpa", "sparse_conv=torch"]) == {"attention": "sdpa", "sparse_conv": "torch"}
+    assert parse_kernels(["attention=sdpa", "sparse_conv=torch"]) == {
+        "attention": "sdpa",
+        "sparse_conv": "torch",
+    }
     assert parse_kernels(None) == {}
 
 

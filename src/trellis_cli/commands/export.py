@@ -45,7 +45,14 @@ def export(
     started = monotonic()
     files.check_input(bundle, "bundle", files.BUNDLES)
     order = delivery.Order.check(
-        bundle, output, preset=preset, faces=faces, texture=texture, preview=preview, strict=strict, force=force
+        bundle,
+        output,
+        preset=preset,
+        faces=faces,
+        texture=texture,
+        preview=preview,
+        strict=strict,
+        force=force,
     )
     machine = registry.Machine.of(device, precision, vram_tier, kernel)
     with console.working() as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from time import monotonic
 
 import typer
@@ -67,11 +66,23 @@ def generate(
     machine = registry.Machine.of(device, precision, vram_tier, kernel)
     kind = o.pipeline_name(resolution, pipeline)
     changes = o.sampler_changes(
-        subject, steps, guidance, (structure_steps, shape_steps, texture_steps),
+        subject,
+        steps,
+        guidance,
+        (structure_steps, shape_steps, texture_steps),
         (structure_guidance, shape_guidance, texture_guidance),
     )
-    order = delivery.Order.check(picture, output, count=num_samples, preset=preset, faces=faces, texture=texture,
-                                 preview=preview, strict=strict, force=force)
+    order = delivery.Order.check(
+        picture,
+        output,
+        count=num_samples,
+        preset=preset,
+        faces=faces,
+        texture=texture,
+        preview=preview,
+        strict=strict,
+        force=force,
+    )
     if save_bundle is not None:
         files.check_output(save_bundle, files.BUNDLES, force=force)
     files.check_input(picture, "picture", files.PICTURES)
@@ -81,8 +92,14 @@ def generate(
         image = files.read_picture(picture, console)
         engine = registry.load_engine(model, machine, console, pipeline_type=kind, num_samples=num_samples)
         bundle = engine.sample(
-            image, seed=seed, num_samples=num_samples, pipeline_type=kind, background=background.value,
-            on_progress=progress, cancel=console.is_interrupted, **changes,
+            image,
+            seed=seed,
+            num_samples=num_samples,
+            pipeline_type=kind,
+            background=background.value,
+            on_progress=progress,
+            cancel=console.is_interrupted,
+            **changes,
         )
         if save_bundle is not None:
             console.facts["bundle"] = str(files.write(save_bundle, bundle.save, force=force))

@@ -57,7 +57,9 @@ def render(
 
     with console.working() as progress:
         progress.begin("start")
-        sheets = _draw_run(asset, model, machine, console, progress) if bundle else [_draw_mesh(asset, machine)]
+        sheets = (
+            _draw_run(asset, model, machine, console, progress) if bundle else [_draw_mesh(asset, machine)]
+        )
         for number, sheet in zip(files.numbered(path, len(sheets)), sheets, strict=True):
             if number != path:
                 files.check_output(number, files.IMAGES, force=force)

@@ -68,8 +68,15 @@ def texture(
         shape, _ = read_mesh(mesh)
         engine = registry.load_engine(model, machine, console, pipeline_type=kind)
         asset = engine.texture(
-            shape, image, seed=seed, pipeline_type=kind, texture=changes, background=background.value,
-            export=order.settings(), on_progress=progress, cancel=console.is_interrupted,
+            shape,
+            image,
+            seed=seed,
+            pipeline_type=kind,
+            texture=changes,
+            background=background.value,
+            export=order.settings(),
+            on_progress=progress,
+            cancel=console.is_interrupted,
         )
         delivery.write(console, engine, asset, order)
     delivery.conclude(console, order, started)
