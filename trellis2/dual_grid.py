@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trellis2.crossings import VoxelTable, find_crossings, touched_voxels
+from trellis2.quadrics import Frame, Quadrics, add_boundary, add_crossings, add_faces, minimize, unit_normals
 from trellis_core.geometry.types import Mesh
-from trellis_core.sparse.order import find_sorted, inside, linear_keys, sort_keys
+from trellis_core.sparse.order import find_sorted, inside, key_coords, linear_keys, sort_keys
 
 Box = Sequence[Sequence[float]] | Tensor  # [[x0, y0, z0], [x1, y1, z1]]
 UNIT_CUBE = ((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5))
@@ -58,6 +60,15 @@ class Grid:
         return ((high - low) / torch.tensor(self.size)).to(device)
 
 
+@dataclass(frozen=True, slots=True)
+class DualGrid:
+    """The shape half of an O-Voxel asset."""
+
+    coords: Tensor          # int32 [N, 3]     in key order (x slowest)
+    dual_vertices: Tensor   # float32 [N, 3]   in [0, 1], in voxels from the voxel's minimum corner
+    crossings: Tensor       # bool [N, 3]
+
+
 def normalize_mesh(
     vertices: Tensor,  # float32 [V, 3]
 ) -> Tensor:  # float32 [V, 3]
@@ -67,6 +78,65 @@ def normalize_mesh(
     low, high = vertices.amin(0), vertices.amax(0)
     extent = (high - low).amax().clamp_min(torch.finfo(vertices.dtype).tiny)
     return (vertices - (low + high) / 2) * (LONGEST_SIDE / extent)
+
+
+@torch.no_grad()
+def mesh_to_dual_grid(
+    vertices: Tensor,               # float32 [V, 3]
+    faces: Tensor,                  # int32 [F, 3]
+    resolution: int | Sequence[int],
+    *,
+    aabb: Box = UNIT_CUBE,
+    face_weight: float = 1.0,
+    boundary_weight: float = 0.2,
+    regularization_weight: float = 0.01,
+) -> DualGrid:
+    """Convert a triangle mesh into a flexible dual grid.
+
+    Voxels exist where the surface crosses a grid edge. Each surface vertex minimises the distances to the planes of
+    the crossing triangles, to the planes of all triangles in the voxel (any positive `face_weight` switches them on),
+    to the open edges (edges used by one triangle; weld seams first) and to the mean crossing point. Needs a device
+    with float64. Raises ValueError when a vertex is not finite.
+    """
+    grid = Grid.of(resolution, aabb)
+    frame, quadrics, flags = gather_quadrics(vertices, faces, grid, face_weight, boundary_weight)
+    half = frame.voxel_size / 2
+    local = minimize(quadrics, regularization_weight, half) / frame.voxel_size + 0.5
+    return DualGrid(key_coords(frame.table.keys, grid.size), local.clamp(0, 1), flags)
+
+
+def gather_quadrics(
+    vertices: Tensor, faces: Tensor, grid: Grid, face_weight: float, boundary_weight: float
+) -> tuple[Frame, Quadrics, Tensor]:
+    """The voxels, their error functions and their crossing flags bool [N, 3]."""
+    if not bool(vertices.isfinite().all()):
+        raise ValueError("mesh has vertices that are not finite")
+    voxel_size = grid.voxel_size(vertices.device)
+    vertices = vertices.float() - grid.origin(vertices.device)
+    triangles = vertices[faces.long()]
+    normals = unit_normals(triangles)
+    crossings = find_crossings(triangles, voxel_size, grid.size)
+    table = VoxelTable(touched_voxels(crossings, grid.size), grid.size)
+    frame = Frame.of(table, grid.size, voxel_size)
+    quadrics = add_crossings(frame, triangles, normals, crossings)
+    if face_weight > 0:
+        add_faces(quadrics.terms, frame, triangles, normals)
+    if boundary_weight > 0:
+        add_boundary(quadrics.terms, frame, vertices[boundary_edges(faces)], boundary_weight)
+    flags = torch.zeros(len(table), 3, dtype=torch.bool, device=vertices.device)
+    flags[table.rows(crossings.key), crossings.axis] = True
+    return frame, quadrics, flags
+
+
+def boundary_edges(
+    faces: Tensor,      # int32 [F, 3]
+) -> Tensor:            # int64 [S, 2]   edges used by exactly one triangle, in that triangle's direction
+    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).long()
+    low, high = edges.amin(1), edges.amax(1)
+    _, inverse, counts = (low * (faces.max().long() + 1 if len(faces) else 1) + high).unique(
+        return_inverse=True, return_counts=True
+    )
+    return edges[counts[inverse] == 1]
 
 
 def extract_mesh(
@@ -109,9 +179,9 @@ def find_quads(
     size: Sequence[int],  # (Gx, Gy, Gz)
     chunk: int = 1 << 22,
 ) -> Tensor:  # int32 [K, 4]   rows of coords in cyclic order
-    """The quads of all set flags whose four voxels exist."""
+    """The quads of all set flags whose four voxels exist, voxel by voxel and x, y, z within."""
     keys, rows = sort_keys(linear_keys(coords, size))
-    quads = []
+    quads, order = [], []
     for axis, offsets in enumerate(QUAD_OFFSETS):
         shifts = torch.tensor(offsets, device=coords.device)
         reach = shifts.amax(0)
@@ -121,7 +191,8 @@ def find_quads(
             reaches = part[inside(coords[rows[part]] + reach, size)]
             found = find_sorted(keys, keys[reaches, None] + steps)
             quads.append(rows[found[(found >= 0).all(1)]].int())
-    return torch.cat(quads)
+            order.append(quads[-1][:, 0].long() * 3 + axis)
+    return torch.cat(quads)[torch.cat(order).argsort()]
 
 
 def heavier_diagonal(

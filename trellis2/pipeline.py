@@ -28,7 +28,7 @@ from trellis_core.errors import InputError
 from trellis_core.geometry.asset import ExportSettings, build_asset
 from trellis_core.geometry.types import Asset, VoxelMesh
 from trellis_core.image.background import choose_background_remover
-from trellis_core.image.preprocess import preprocess_picture
+from trellis_core.image.preprocess import has_transparency, preprocess_picture
 from trellis_core.io import WRITERS
 from trellis_core.io.images import read_picture
 from trellis_core.memory.residency import memory_errors
@@ -247,7 +247,8 @@ class Pipeline:
         with self.networks.use(model, runtime) as flow:
             channels = flow.in_channels - concat.feats.shape[1]
             noise = latent.replace(draw(len(latent.coords), channels))
-            color = stages.sample_flow(flow, noise, cond, samplers["texture"], runtime, "texture", concat)
+            color = stages.sample_flow(flow, noise, cond, samplers["texture"], runtime, "texture",
+                                       concat_cond=concat)
         return stages.denormalize(color, self.settings.texture_normalization)
 
     def _decode(self, latent, color, resolution, runtime) -> list[VoxelMesh]:
@@ -264,8 +265,9 @@ def prepare_picture(picture: Picture, background: str, runtime: Runtime) -> Imag
     runtime.report("picture", 0, 1)
     image = picture if isinstance(picture, Image.Image) else read_picture(Path(picture))
     remover, notice = choose_background_remover(background)
+    notices = [image.info.get("notice", ""), "" if has_transparency(image) else notice]
     prepared = preprocess_picture(image, remover)
-    runtime.report("picture", 1, 1, notice)
+    runtime.report("picture", 1, 1, "; ".join(filter(None, notices)))
     return prepared
 
 

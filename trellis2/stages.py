@@ -9,6 +9,7 @@ or voxels, C channels, R token grid, f voxels per token along an axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,8 @@ from trellis_core.errors import InputError
 from trellis_core.geometry.types import PBRVoxels, VoxelMesh
 from trellis_core.models.image_encoder import prepare_images
 from trellis_core.runtime import Runtime
-from trellis_core.sampling.euler import sample_euler
-from trellis_core.sampling.guidance import guided
-from trellis_core.sampling.schedule import SamplerSettings, timesteps
+from trellis_core.sampling import euler
+from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sparse.tensor import SparseTensor
 
 Latent = Tensor | SparseTensor
@@ -37,8 +37,7 @@ def encode_picture(
     runtime: Runtime,
 ) -> Tensor:                        # float32 [B, M, C]
     """Picture tokens: all encoder tokens, layer-normed without affine parameters."""
-    images = prepare_images(pictures, image_size).to(runtime.device)
-    return encoder(images)
+    return encoder(prepare_images(pictures, image_size).to(runtime.device))
 
 
 def sample_flow(
@@ -48,24 +47,15 @@ def sample_flow(
     settings: SamplerSettings,
     runtime: Runtime,
     stage: str,
-    concat: SparseTensor | None = None,
+    **inputs: SparseTensor,         # `concat_cond` of the texture flow
 ) -> Latent:
     """Integrate one flow from noise to a (normalised) latent, reporting every step."""
-    context = flow.precompute_context(cond)
-    extra = {} if concat is None else {"concat_cond": concat}
-
-    def velocity(x: Latent, t: float, context: object) -> Latent:
-        batch = x.batch_size if isinstance(x, SparseTensor) else x.shape[0]
-        time = torch.full((batch,), 1000.0 * t, dtype=torch.float32, device=runtime.device)
-        return flow(x, time, context, **extra)
-
-    steps = settings.steps
-    runtime.report(stage, 0, steps)
-    return sample_euler(
-        guided(velocity, context, None, settings),
-        noise,
-        timesteps(settings),
-        on_step=lambda step, x: runtime.report(stage, step + 1, steps),
+    context = flow.precompute_context(cond) if runtime.cache_condition else cond
+    runtime.report(stage, 0, settings.steps)
+    return euler.sample_flow(
+        flow, noise, context, settings,
+        on_step=lambda step, _: runtime.report(stage, step + 1, settings.steps),
+        **inputs,
     )
 
 
@@ -173,22 +163,30 @@ def decode_latents(
 ) -> DecodedVoxels:
     """Latents -> voxels. The texture decoder follows the shape decoder's subdivisions."""
     runtime.report("decode", 0, 2)
-    shape, subdivisions = decode_shape(shape_decoder, shape_latent)
+    shape, subdivisions = shape_decoder(shape_latent)
     runtime.report("decode", 1, 2)
     attrs = decode_texture(texture_decoder, texture_latent, subdivisions)
     runtime.report("decode", 2, 2)
     return DecodedVoxels(shape, attrs, subdivisions)
 
 
+def decode_texture(
+    decoder: nn.Module,
+    latent: SparseTensor,                          # raw
+    subdivisions: Sequence[SparseTensor] = (),     # of the shape decoder; () when the latent remembers its voxels
+) -> SparseTensor:                                 # float32 [V, 6] about [0, 1], not clamped
+    """Material attributes on the voxels below the latent's tokens."""
+    raw, _ = decoder(latent, subdivisions)
+    return raw.replace(raw.feats * 0.5 + 0.5)
+
+
 def voxel_meshes(decoded: DecodedVoxels, shape_decoder: nn.Module, resolution: int) -> list[VoxelMesh]:
     """One dual-grid mesh with its material voxels per sample."""
     meshes = []
-    start = 0
-    for length in decoded.shape.seqlens:
-        rows = slice(start, start + length)
-        start += length
+    for sample in range(decoded.shape.batch_size):
+        rows = decoded.shape.layout.rows(sample)
         coords = decoded.shape.coords[rows, 1:]
         grid = shape_decoder.dual_grid(decoded.shape.feats[rows])
-        mesh = extract_mesh(coords, grid.dual_vertices, grid.crossings, grid.split_weight, resolution)
+        mesh = extract_mesh(coords, grid.dual_vertices, grid.crossings, grid.split_weight[:, 0], resolution)
         meshes.append(VoxelMesh(mesh, PBRVoxels(coords, decoded.attrs.feats[rows].float(), resolution)))
     return meshes

@@ -46,6 +46,8 @@ class Runtime:
     dtype: torch.dtype = torch.float32          # of the networks' torsos
     kernels: Kernels = field(default_factory=Kernels)
     keep_resident: bool = True                  # False: a network is on the device only while it runs
+    cache_condition: bool = True                # keep the conditioning keys and values of a stage
+    decode_rows: int = 65_536                   # voxels that a decoder's widest layers handle at once
     progress: Progress = silent
 
     def report(self, stage: str, step: int, steps: int, note: str = "") -> None:

@@ -159,8 +159,23 @@ class SparseUnetVaeEncoder(SparseVaeHalf):
 class FlexiDualGridVaeEncoder(SparseUnetVaeEncoder):
     """The dual grid of a surface -> (mean, logvar) of the shape latent."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(6, *args, **kwargs)
+    def __init__(
+        self,
+        model_channels: Sequence[int],
+        latent_channels: int,
+        num_blocks: Sequence[int],
+        block_type: Sequence[str],
+        down_block_type: Sequence[str],
+        block_args: Sequence[Mapping[str, Any]],
+        use_fp16: bool = False,
+        resolution: int | None = None,  # in old configurations; has no meaning
+        *,
+        kernels: Kernels | None = None,
+    ) -> None:
+        super().__init__(
+            6, model_channels, latent_channels, num_blocks, block_type, down_block_type, block_args,
+            kernels=kernels,
+        )
 
     def forward(  # type: ignore[override]
         self,
