@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,16 +25,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trellis2.models.latent_flow import SLatFlowModel
-from trellis2.models.sparse_vae import (
-    FlexiDualGridVaeDecoder,
-    FlexiDualGridVaeEncoder,
-    SparseUnetVaeDecoder,
-    SparseUnetVaeEncoder,
-)
-from trellis_core.models.image_encoder import DINOv3ViT, prepare_images
-from trellis_core.models.structure_flow import SparseStructureFlowModel
-from trellis_core.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder
+from trellis2.models import MODELS
+from trellis_core.models.image_encoder import prepare_images
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.checkpoints import averaged_weights
 from trellis_core.training.loop import LoopSettings, Objective, train
@@ -50,22 +43,6 @@ from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
 from trellis_core.training.synthetic.objects import CATEGORIES
 from trellis_core.training.synthetic.shards import Dataset, load_shards
 
-CLASSES: Mapping[str, type[nn.Module]] = {
-    c.__name__: c
-    for c in (
-        DINOv3ViT,
-        SparseStructureEncoder,
-        SparseStructureDecoder,
-        SparseStructureFlowModel,
-        FlexiDualGridVaeEncoder,
-        FlexiDualGridVaeDecoder,
-        SparseUnetVaeEncoder,
-        SparseUnetVaeDecoder,
-        SLatFlowModel,
-    )
-}
-
-
 @dataclass(frozen=True, eq=False)
 class Workshop:
     """Everything a stage may need."""
@@ -81,7 +58,7 @@ class Workshop:
     def build(self, name: str) -> nn.Module:
         """A network of the recipe with random weights."""
         entry = self.recipe["models"][name]
-        network = CLASSES[entry["name"]](**entry["args"])
+        network = MODELS[entry["name"]](**entry["args"])
         network.initialize()  # type: ignore[operator]
         return network
 
@@ -219,6 +196,7 @@ def train_image_encoder(shop: Workshop) -> tuple[nn.Module, Objective]:
         size["hidden_size"], size["num_attention_heads"], shop.recipe["regressor"]["num_blocks"], grid, len(CATEGORIES)
     )
     model = nn.ModuleDict({"image_encoder": shop.build("image_encoder"), "regressor": regressor})
+    sharpen_positions(model["image_encoder"])
     occupancy = occupancy_grids(shop.dataset, shop.recipe["resolution"], grid)
     colors = color_grids(shop.dataset, shop.recipe["resolution"], grid)
 
@@ -233,6 +211,19 @@ def train_image_encoder(shop: Workshop) -> tuple[nn.Module, Objective]:
         )
 
     return model, objective
+
+
+def sharpen_positions(encoder: nn.Module) -> None:
+    """Start with queries that tell places apart.
+
+    Only patch queries and keys are rotated, so a patch learns where it is from how its rotated query meets the
+    unrotated registers. Query biases and keys of unit size make that signal strong from the first step.
+    """
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("q_proj.bias"):
+            nn.init.normal_(parameter, std=1.0)
+        elif re.search(r"(q|k|v)_proj\.weight$", name):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
 
 def random_pictures(shop: Workshop, chosen: np.ndarray) -> Tensor:    # float32 [B, 3, S, S]

@@ -63,7 +63,7 @@ def voxelize(solids: Solids, index: int, resolution: int = 64) -> VoxelSample:
     _, part = signed_distance(solids, points, np.full(len(points), index, np.int32))
     attrs = np.concatenate([solids.materials[part], np.ones((len(part), 1), np.float32)], axis=1)
     return VoxelSample(
-        coords.astype(np.uint8),
+        np.ascontiguousarray(coords, np.uint8),
         np.round(position * 255).astype(np.uint8),
         flags,
         np.round(attrs.clip(0, 1) * 255).astype(np.uint8),
