@@ -102,7 +102,7 @@ class LazyGroup(TyperGroup):
 
 
 def _light(command: Any) -> Any:
-    """Keep typer from importing pydantic (0.2 s) only to look at options that were not given."""
+    """Keep typer from importing pydantic (0.2 s) to look at options that were not given; tidy the help."""
 
     def light(param: Any) -> Any:
         look = param.process_value
@@ -115,6 +115,8 @@ def _light(command: Any) -> Any:
             return look(ctx, value)
 
         param.process_value = process
+        if getattr(param, "is_flag", False):
+            param.metavar = " "  # rather than <bool>
         return param
 
     for param in command.params:
@@ -144,9 +146,7 @@ app = typer.Typer(
 def root(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", help="Print the version.", metavar=" ", callback=print_version, is_eager=True
-        ),
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Pictures to finished 3D assets, on the hardware you own.

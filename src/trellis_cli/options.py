@@ -85,10 +85,6 @@ def _choice(panel: str, name: str, help: str) -> Any:
     return _option(panel, name, help=help, metavar="NAME", show_choices=False)
 
 
-def _flag(panel: str, *names: str, help: str) -> Any:
-    return _option(panel, *names, help=help, metavar=" ")
-
-
 def _number(panel: str, name: str, help: str, metavar: str = "N", *, low: float, high: float) -> Any:
     """A number between `low` and `high`; NaN is not."""
 
@@ -120,7 +116,7 @@ BundlePath = Annotated[
 Output = Annotated[
     Path | None, _option(RESULT, "-o", "--output", metavar="PATH", help="File to write (default ./NAME.glb).")
 ]
-Force = Annotated[bool, _flag(RESULT, "--force", help="Overwrite existing files.")]
+Force = Annotated[bool, _option(RESULT, "--force", help="Overwrite existing files.")]
 SaveBundle = Annotated[
     Path | None,
     _option(RESULT, "--save-bundle", metavar="PATH", help="Also save the run, for `export` and `render`."),
@@ -133,7 +129,7 @@ Samples = Annotated[
     _number(RESULT, "--num-samples", "Make several variants: NAME-1.glb, NAME-2.glb, ...", low=1, high=64),
 ]
 Strict = Annotated[
-    bool, _flag(RESULT, "--strict", help="Exit with 6 when the result fails the quality check.")
+    bool, _option(RESULT, "--strict", help="Exit with 6 when the result fails the quality check.")
 ]
 
 # Sampling
@@ -198,14 +194,14 @@ Kernel = Annotated[
     list[str] | None,
     _option(MACHINE, "--kernel", metavar="OP=BACKEND", help="Choose a kernel; may be repeated."),
 ]
-Offline = Annotated[bool, _flag(MACHINE, "--offline", help="Never use the network.")]
+Offline = Annotated[bool, _option(MACHINE, "--offline", help="Never use the network.")]
 
 # Reporting. `console.console_for` reads these from the raw arguments, so that a usage error honours them too;
 # commands declare them for the parser and the help text and need not look at their values.
-Json = Annotated[bool, _flag(REPORTING, "--json", help="Print one JSON object at the end.")]
-JsonEvents = Annotated[bool, _flag(REPORTING, "--json-events", help="Print a JSON line per event.")]
-Quiet = Annotated[bool, _flag(REPORTING, "--quiet", "-q", help="No progress and notes on stderr.")]
-Debug = Annotated[bool, _flag(REPORTING, "--debug", help="Show where an error happened.")]
+Json = Annotated[bool, _option(REPORTING, "--json", help="Print one JSON object at the end.")]
+JsonEvents = Annotated[bool, _option(REPORTING, "--json-events", help="Print a JSON line per event.")]
+Quiet = Annotated[bool, _option(REPORTING, "--quiet", "-q", help="No progress and notes on stderr.")]
+Debug = Annotated[bool, _option(REPORTING, "--debug", help="Show where an error happened.")]
 
 
 def parse_kernels(choices: list[str] | None) -> dict[str, str]:
