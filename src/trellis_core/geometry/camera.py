@@ -28,14 +28,27 @@ class Camera:
         return -self.extrinsics[:3, :3].T @ self.extrinsics[:3, 3]
 
 
-def orbit_camera(yaw: float, pitch: float, *, radius: float = 2.0, fov: float = math.radians(40)) -> Camera:
-    """A camera on a sphere around the origin, looking at it."""
-    return Camera(orbit_extrinsics(yaw, pitch, radius), perspective_intrinsics(fov))
+def orbit_camera(
+    yaw: float,
+    pitch: float,
+    *,
+    radius: float = 2.0,
+    fov: float = math.radians(40),
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Camera:
+    """A camera on a sphere around `target`, looking at it."""
+    return Camera(orbit_extrinsics(yaw, pitch, radius, target), perspective_intrinsics(fov))
 
 
-def orbit_extrinsics(yaw: float, pitch: float, radius: float) -> Tensor:  # float64 [4, 4]
-    eye = (math.sin(yaw) * math.cos(pitch), math.cos(yaw) * math.cos(pitch), math.sin(pitch))
-    return look_at(torch.tensor(eye, dtype=torch.float64) * radius, torch.zeros(3, dtype=torch.float64))
+def orbit_extrinsics(
+    yaw: float,
+    pitch: float,
+    radius: float,
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Tensor:  # float64 [4, 4]
+    direction = (math.sin(yaw) * math.cos(pitch), math.cos(yaw) * math.cos(pitch), math.sin(pitch))
+    center = torch.tensor(target, dtype=torch.float64)
+    return look_at(center + torch.tensor(direction, dtype=torch.float64) * radius, center)
 
 
 def look_at(
