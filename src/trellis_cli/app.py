@@ -215,7 +215,11 @@ def explain(error: BaseException, interrupted: bool = False) -> tuple[int, str, 
     if hasattr(error, "format_message"):  # typer's and click's usage errors
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "trellis"
-        return 2, _one_line(error.format_message()).rstrip("."), f"see `{path} --help`"
+        return (
+            2,
+            _one_line(error.format_message()).replace("Value error, ", "").rstrip("."),
+            f"see `{path} --help`",
+        )
     if _is_out_of_memory(error):
         return 5, "out of memory", OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in WRITE_FAILED:

@@ -130,7 +130,7 @@ def write(console: Console, engine: Any, asset: Asset, order: Order, index: int 
         from trellis_cli.sheet import draw_asset
 
         sheet = draw_asset(asset, engine.runtime)
-        facts["preview"] = str(files.write(order.previews[index], sheet.save, force=order.force))
+        facts["preview"] = str(files.write_sheet(order.previews[index], sheet, force=order.force))
     console.event("written", **facts)
 
 

@@ -1,4 +1,4 @@
-"""The user's files: looked at before the work starts, written whole or not at all after it.
+"""The user's files: looked at before the work starts, and never overwritten unasked.
 
 Knows nothing about models; imports no torch, so that a wrong path is reported at once.
 """
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-ASSETS = (".glb",)  # suffixes of trellis_core.io.WRITERS, known without importing torch
-MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl")  # that can be read
-IMAGES = (".png",)  # that can be written
+MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off", ".3mf")  # as trellis_core.io.meshes reads
+ASSETS = (".glb", ".obj", ".stl", ".ply")  # as trellis_core.io.WRITERS writes
+IMAGES = (".png",)
 BUNDLES = (".safetensors",)
+BESIDE = {
+    ".obj": (".mtl", "_base_color.png", "_roughness.png", "_metallic.png", "_alpha.png")
+}  # written with it
 SMALLEST_SPACE = 1 << 20  # bytes; with less than this left no asset can be written
 
 
@@ -68,11 +71,12 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
     try:
         if path.exists() and not path.is_file():
             raise OutputError(f"`{path}` exists and is not a file", hint="choose another name with `-o PATH`")
-        if path.exists() and not force:
-            raise OutputError(f"`{path}` exists", hint="pass `--force` to overwrite it, or `-o PATH`")
+        for file in (path, *(path.with_name(path.stem + end) for end in BESIDE.get(path.suffix.lower(), ()))):
+            if file.exists() and not force:
+                raise OutputError(f"`{file}` exists", hint="pass `--force` to overwrite it, or `-o PATH`")
         if not path.parent.is_dir():
             raise OutputError(f"folder `{path.parent}` does not exist", hint=f"run `mkdir -p {path.parent}`")
-        trial = _part_of(path)
+        trial = path.with_name(f".trellis-{os.getpid()}")
         trial.touch()
         trial.unlink()
         if shutil.disk_usage(path.parent).free < SMALLEST_SPACE:
@@ -104,35 +108,27 @@ def numbered(path: Path, number: int) -> list[Path]:
 
 
 def write(path: Path, save: Callable[[Path], object], *, force: bool) -> Path:
-    """Call `save` with a path in the same folder and move the result into place; returns where it is.
+    """Call `save`, which writes whole files or none, and return where the result is.
 
-    A failure or Ctrl-C leaves no half-written file. A file that appeared at `path` in the meantime is kept
-    and the result takes the next free name.
+    A file that appeared at `path` during the run is kept, and the result takes the next free name. With
+    `force` a link stays a link and its file is replaced.
     """
     if not force:
         path = _free_name(path)
-    target = Path(os.path.realpath(path))  # a link stays a link
-    part = _part_of(target)
-    try:
-        save(part)
-        os.replace(part, target)
-    except OSError as error:
-        raise OutputError(
-            f"could not write `{path}`: {error.strerror or error}",
-            hint="free some space, or write elsewhere with `-o PATH`",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    save(Path(os.path.realpath(path)))
     return path
+
+
+def write_sheet(path: Path, sheet: Image, *, force: bool) -> Path:
+    """Write a picture as PNG."""
+    from trellis_core.io.images import write_image
+
+    return write(path, lambda place: write_image(place, sheet, format="PNG"), force=force)
 
 
 def size_of(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".trellis-{os.getpid()}{path.suffix}")
 
 
 def _free_name(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -63,6 +64,13 @@ def textured_row(
         return texture[row, column, :3].float() / 255
 
     return [_lit(mesh, camera, colors, runtime) for camera in _cameras()]
+
+
+def fit_unit_cube(mesh: Mesh) -> Mesh:
+    """Centre the bounding box and scale its longest side to 1."""
+    low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
+    scale = (high - low).max().clamp(min=1e-12)
+    return replace(mesh, vertices=(mesh.vertices - (low + high) / 2) / scale)
 
 
 def shape_row(mesh: Mesh, runtime: Runtime) -> list[Tensor]:

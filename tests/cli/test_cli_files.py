@@ -1,4 +1,4 @@
-"""The user's files: checked before the work, written whole or not at all, never overwritten unasked.
+"""The user's files: checked before the work, never overwritten unasked.
 
 Not tested: what pictures may contain (see test_cli_bad_input.py).
 """
@@ -6,8 +6,6 @@ Not tested: what pictures may contain (see test_cli_bad_input.py).
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,21 +62,10 @@ def test_checking_an_output_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_moves_the_finished_file_into_place(tmp_path):
-    assert files.write(tmp_path / "a.glb", lambda p: p.write_bytes(b"new"), force=False) == tmp_path / "a.glb"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.glb"]
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, ValueError])
-def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path, failure):
-    def save(path):
-        path.write_bytes(b"half")
-        raise failure
-
-    (tmp_path / "a.glb").write_bytes(b"old")
-    with pytest.raises(failure):
-        files.write(tmp_path / "a.glb", save, force=True)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.glb": b"old"}
+def test_a_file_beside_an_obj_is_not_overwritten_either():
+    Path("a.mtl").touch()
+    with pytest.raises(OutputError, match=r"a\.mtl"):
+        files.check_output(Path("a.obj"), files.ASSETS, force=False)
 
 
 def test_a_file_that_appeared_during_the_run_is_kept(tmp_path):
@@ -96,24 +83,11 @@ def test_a_link_stays_a_link_when_its_file_is_overwritten(tmp_path):
     assert (tmp_path / "real.glb").read_bytes() == b"new"
 
 
-def test_a_file_system_that_refuses_more_bytes_is_an_output_error_and_leaves_no_part(tmp_path):
-    """A real refusal: the kernel's limit on file size."""
-    script = """
-import resource, sys
-from pathlib import Path
-from trellis_cli import files
-from trellis_core.errors import OutputError
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    files.write(Path("a.glb"), lambda p: p.write_bytes(bytes(5000)), force=False)
-except OutputError as error:
-    sys.exit(error.message)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert "could not write `a.glb`" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_the_known_suffixes_are_those_of_the_readers_and_writers():
+    from trellis_core.io import WRITERS, meshes
+
+    assert set(files.ASSETS) == set(WRITERS)
+    assert set(files.MESHES) == set(meshes.SUFFIXES)
 
 
 def test_a_misspelt_input_gets_a_suggestion():

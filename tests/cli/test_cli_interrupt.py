@@ -49,7 +49,16 @@ def interrupt_at(stage: str, number: int, arguments: list[str], folder: Path) ->
 )
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, picture, tiny_model, stage, number):
     before = sorted(tmp_path.iterdir())
-    arguments = ["generate", str(picture), "--model", str(tiny_model), "--steps", "500", "--structure-steps", "20"]
+    arguments = [
+        "generate",
+        str(picture),
+        "--model",
+        str(tiny_model),
+        "--steps",
+        "500",
+        "--structure-steps",
+        "20",
+    ]
     code, events, err = interrupt_at(stage, number, arguments, tmp_path)
     assert code == 130, err
     assert events[-1]["event"] == "error"
@@ -72,7 +81,9 @@ def test_a_reader_that_went_away_is_no_error():
 def test_a_closed_pipe_shows_no_traceback(arguments):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([*TRELLIS, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [*TRELLIS, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writing)
     assert done.stderr == ""
 
@@ -80,7 +91,9 @@ def test_a_closed_pipe_shows_no_traceback(arguments):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_standard_output_is_reported():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*TRELLIS, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [*TRELLIS, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 7
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
@@ -94,7 +107,17 @@ def test_a_disk_that_takes_no_more_is_exit_code_7_and_leaves_no_part(tmp_path, p
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
         "from trellis_cli.app import main; sys.exit(main(sys.argv[1:]))"
     )
-    arguments = ["generate", str(picture), "--model", str(tiny_model), "--steps", "1", "--texture", "64", *extra]
+    arguments = [
+        "generate",
+        str(picture),
+        "--model",
+        str(tiny_model),
+        "--steps",
+        "1",
+        "--texture",
+        "64",
+        *extra,
+    ]
     before = sorted(tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments, "-q"],

@@ -63,7 +63,7 @@ def render(
         for number, sheet in zip(files.numbered(path, len(sheets)), sheets, strict=True):
             if number != path:
                 files.check_output(number, files.IMAGES, force=force)
-            written = files.write(number, sheet.save, force=force)
+            written = files.write_sheet(number, sheet, force=force)
             facts = {"path": str(written), "bytes": written.stat().st_size}
             console.facts.setdefault("outputs", []).append(facts)
     console.facts["seconds"] = round(monotonic() - started, 3)
@@ -71,14 +71,15 @@ def render(
 
 
 def _draw_mesh(path, machine):
-    from trellis_cli.meshes import read_mesh
-    from trellis_cli.sheet import draw_rows, shape_row, textured_row
+    from trellis_cli.sheet import draw_rows, fit_unit_cube, shape_row, textured_row
+    from trellis_core.io.meshes import read_mesh
 
-    mesh, base_color = read_mesh(path)
+    read = read_mesh(path)
+    mesh = fit_unit_cube(read.mesh)
     runtime = registry.open_runtime(machine)[0]
     rows = [shape_row(mesh, runtime)]
-    if base_color is not None:
-        rows.insert(0, textured_row(mesh, base_color, runtime))
+    if read.base_color is not None:
+        rows.insert(0, textured_row(mesh, read.base_color, runtime))
     return draw_rows(rows)
 
 

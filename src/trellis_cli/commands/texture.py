@@ -62,10 +62,10 @@ def texture(
     )
     with console.working() as progress:
         progress.begin("start")
-        from trellis_cli.meshes import read_mesh
+        from trellis_core.io.meshes import read_mesh
 
         image = files.read_picture(picture, console)
-        shape, _ = read_mesh(mesh)
+        shape = read_mesh(mesh).mesh
         engine = registry.load_engine(model, machine, console, pipeline_type=kind)
         asset = engine.texture(
             shape,
