@@ -64,9 +64,9 @@ class Grid:
 class DualGrid:
     """The shape half of an O-Voxel asset."""
 
-    coords: Tensor          # int32 [N, 3]     in key order (x slowest)
-    dual_vertices: Tensor   # float32 [N, 3]   in [0, 1], in voxels from the voxel's minimum corner
-    crossings: Tensor       # bool [N, 3]
+    coords: Tensor  # int32 [N, 3]     in key order (x slowest)
+    dual_vertices: Tensor  # float32 [N, 3]   in [0, 1], in voxels from the voxel's minimum corner
+    crossings: Tensor  # bool [N, 3]
 
 
 def normalize_mesh(
@@ -82,8 +82,8 @@ def normalize_mesh(
 
 @torch.no_grad()
 def mesh_to_dual_grid(
-    vertices: Tensor,               # float32 [V, 3]
-    faces: Tensor,                  # int32 [F, 3]
+    vertices: Tensor,  # float32 [V, 3]
+    faces: Tensor,  # int32 [F, 3]
     resolution: int | Sequence[int],
     *,
     aabb: Box = UNIT_CUBE,
@@ -93,10 +93,10 @@ def mesh_to_dual_grid(
 ) -> DualGrid:
     """Convert a triangle mesh into a flexible dual grid.
 
-    Voxels exist where the surface crosses a grid edge. Each surface vertex minimises the distances to the planes of
-    the crossing triangles, to the planes of all triangles in the voxel (any positive `face_weight` switches them on),
-    to the open edges (edges used by one triangle; weld seams first) and to the mean crossing point. Needs a device
-    with float64. Raises ValueError when a vertex is not finite.
+    Voxels exist where the surface crosses a grid edge. Each surface vertex minimises the distances to the
+    planes of the crossing triangles, to the planes of all triangles in the voxel (any positive `face_weight`
+    switches them on), to the open edges (edges used by one triangle; weld seams first) and to the mean crossing
+    point. Needs a device with float64. Raises ValueError when a vertex is not finite.
     """
     grid = Grid.of(resolution, aabb)
     frame, quadrics, flags = gather_quadrics(vertices, faces, grid, face_weight, boundary_weight)
@@ -129,11 +129,10 @@ def gather_quadrics(
 
 
 def boundary_edges(
-    faces: Tensor,      # int32 [F, 3]
-) -> Tensor:            # int64 [S, 2]   edges used by exactly one triangle, in that triangle's direction
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).long()
-    low, high = edges.amin(1), edges.amax(1)
-    _, inverse, counts = (low * (faces.max().long() + 1 if len(faces) else 1) + high).unique(
+    faces: Tensor,  # int32 [F, 3]
+) -> Tensor:  # int64 [S, 2]   edges used by exactly one triangle, lower vertex first
+    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).long().sort(1).values
+    _, inverse, counts = (edges[:, 0] * (1 << 32) + edges[:, 1]).unique(
         return_inverse=True, return_counts=True
     )
     return edges[counts[inverse] == 1]

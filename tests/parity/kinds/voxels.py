@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tests.parity.case import Case, Check, Kind, compare_tensor
-from trellis2.dual_grid import extract_mesh, find_quads, split_along
+from trellis2.dual_grid import Grid, extract_mesh, find_quads, gather_quadrics, mesh_to_dual_grid, split_along
 from trellis_core.geometry.sample import index_voxels, sample_voxels, trilinear_corners
 
 MAX_ABS = {"kind": "max_abs"}
+EXACT = {"kind": "exact"}
 
 
 # --- dual grid -> mesh ----------------------------------------------------------------------------
@@ -104,6 +105,93 @@ def faces_of(faces: Tensor, quads: Tensor) -> Tensor:
     return faces[torch.tensor(keep, dtype=torch.bool)]
 
 
+# --- mesh -> dual grid -----------------------------------------------------------------------------
+
+
+def run_mesh_to_dual_grid(case: Case) -> dict[str, Tensor]:
+    params = case.params
+    grid = Grid.of(params["grid_size"], params["aabb"])
+    vertices, faces = case.inputs["vertices"], case.inputs["faces"]
+    weights = {name: params[name] for name in ("face_weight", "boundary_weight", "regularization_weight")}
+    dual = mesh_to_dual_grid(vertices, faces, params["grid_size"], aabb=params["aabb"], **weights)
+    frame, quadrics, _ = gather_quadrics(vertices, faces, grid, *list(weights.values())[:2])
+    return {
+        "coords": dual.coords,
+        "dual_vertices": (dual.coords + dual.dual_vertices) * frame.voxel_size,
+        "dual_local": dual.dual_vertices,
+        "intersected": dual.crossings.byte(),
+        "qef": absolute_quadrics(quadrics.terms.double(), frame.centers.double()),
+        "crossing_mean": quadrics.mean + frame.centers,
+        "crossing_count": quadrics.count.int(),
+    }
+
+
+def absolute_quadrics(terms: Tensor, centers: Tensor) -> Tensor:
+    """4 x 4 quadrics around the grid's corner from terms around each voxel's centre: [N, 4, 4]."""
+    a = terms[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3)
+    moved = terms[:, 6:9] + (a @ centers[:, :, None]).squeeze(2)
+    constant = terms[:, 9] + ((terms[:, 6:9] + moved) * centers).sum(1)
+    top = torch.cat([a, -moved[:, :, None]], 2)
+    return torch.cat([top, torch.cat([-moved, constant[:, None]], 1)[:, None]], 1)
+
+
+def compare_mesh_to_dual_grid(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    checks = [compare_rows("coords", got["coords"], want["coords"])]
+    if not checks[0].passed:
+        return checks
+    got, want = by_coords(got), by_coords(want)
+    step = torch.tensor(case.params["voxel_size"], dtype=torch.float64)
+    rules = {"intersected": EXACT, "crossing_count": EXACT, "crossing_mean": MAX_ABS | {"max": 2e-6}}
+    exact = [
+        compare_tensor(name, got[name], want[name], rule) for name, rule in rules.items() if name in want
+    ]
+    local_error = (got["dual_local"].double() - want["dual_local"].double()).abs().amax(1)
+    if "qef" not in want:
+        return [*checks, *exact, share_beyond("dual_local", local_error, 2e-3, 0.01)]
+    qef_error = (got["qef"].double() - want["qef"].double()).abs().flatten(1).amax(1)
+    count = want["crossing_count"].double()
+    pull = case.params["regularization_weight"] * count
+    here, there = (
+        error_at(want["qef"].double(), x["dual_local"].double() * step + want["coords"] * step)
+        + pull
+        * (x["dual_local"].double() * step + want["coords"] * step - want["crossing_mean"]).square().sum(1)
+        for x in (got, want)
+    )
+    allowed = 1e-3 * step.amin().square() * count.clamp_min(1)
+    far = (local_error > 2e-3) & (qef_error <= 1e-4)
+    worse = ((here - there) / allowed)[far]
+    return [
+        *checks,
+        *exact,
+        share_beyond("qef", qef_error, 1e-4, 0.01),
+        share_beyond("dual_local", local_error, 2e-3, 0.01),
+        Check(
+            "dual_vertices",
+            (got["dual_vertices"] / step - got["dual_local"] - got["coords"]).abs().amax().item(),
+            1e-4,
+            "agree with dual_local",
+        ),
+        Check("energy", max(0.0, worse.amax().item()) if len(worse) else 0.0, 1.0, f"{len(worse)} voxels"),
+    ]
+
+
+def error_at(quadrics: Tensor, points: Tensor) -> Tensor:
+    h = torch.nn.functional.pad(points, (0, 1), value=1.0)
+    return torch.einsum("ni,nij,nj->n", h, quadrics, h)
+
+
+def by_coords(side: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors with their rows in lexicographic order of the coordinates."""
+    order = sorted(range(len(side["coords"])), key=side["coords"].tolist().__getitem__)
+    return {name: tensor[order] for name, tensor in side.items()}
+
+
+def share_beyond(name: str, error: Tensor, limit: float, share: float) -> Check:
+    """At most `share` of the rows may be off by more than `limit`; errors that are not numbers count."""
+    beyond = (~(error <= limit)).double().mean().item() if len(error) else 0.0
+    return Check(name, beyond, share, f"of {len(error)} rows beyond {limit:g}")
+
+
 # --- sparse sampling -------------------------------------------------------------------------------
 
 
@@ -129,12 +217,11 @@ def compare_sparse_sampling(case: Case, got: dict[str, Tensor], want: dict[str, 
 
     halves, whole = far_from_integers(query - 0.5), far_from_integers(query)
     within = MAX_ABS | {"max": 1e-5}
-    exact = {"kind": "exact"}
     return [
         compare_tensor("trilinear", got["trilinear"], want["trilinear"], within),
         compare_tensor("weight", got["weight"], want["weight"], within),
-        compare_tensor("neighbor", got["neighbor"][halves], want["neighbor"][halves], exact),
-        compare_tensor("nearest", got["nearest"][whole], want["nearest"][whole], exact),
+        compare_tensor("neighbor", got["neighbor"][halves], want["neighbor"][halves], EXACT),
+        compare_tensor("nearest", got["nearest"][whole], want["nearest"][whole], EXACT),
     ]
 
 
@@ -160,5 +247,6 @@ def compare_rows(name: str, got: Tensor, want: Tensor) -> Check:
 
 KINDS = {
     "geometry.flexible_dual_grid_to_mesh": Kind(run_dual_grid_to_mesh, compare_dual_grid_to_mesh),
+    "geometry.mesh_to_flexible_dual_grid": Kind(run_mesh_to_dual_grid, compare_mesh_to_dual_grid),
     "geometry.sparse_grid_sampling": Kind(run_sparse_sampling, compare_sparse_sampling),
 }
