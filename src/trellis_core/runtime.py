@@ -9,6 +9,7 @@ import torch
 
 from trellis_core.errors import Cancelled
 from trellis_core.kernels.table import Kernels
+from trellis_core.memory.budget import MemoryPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,21 @@ class Runtime:
     kernels: Kernels = field(default_factory=Kernels)
     keep_resident: bool = True                  # False: a network is on the device only while it runs
     cache_condition: bool = True                # keep the conditioning keys and values of a stage
-    decode_rows: int = 65_536                   # voxels that a decoder's widest layers handle at once
     progress: Progress = silent
 
     def report(self, stage: str, step: int, steps: int, note: str = "") -> None:
         self.progress(Step(stage, step, steps, note))
+
+    @classmethod
+    def of_plan(cls, plan: MemoryPlan, device: torch.device, kernels: Kernels) -> Runtime:
+        """The runtime that a memory plan describes."""
+        return cls(
+            device=device,
+            dtype=plan.dtype,
+            kernels=kernels,
+            keep_resident=plan.keep_resident,
+            cache_condition=plan.cache_condition,
+        )
 
     def reporting(self, progress: Progress) -> Runtime:
         return replace(self, progress=progress)

@@ -1,0 +1,110 @@
+"""From a model folder in the released layout to networks, an identity and a memory plan.
+
+Nothing is downloaded and no weight is read before a stage needs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trellis2.models import MODELS
+from trellis2.networks import Loader, Networks
+from trellis2.pipeline import ModelIdentity
+from trellis2.settings import PipelineSettings, read_settings
+from trellis_core.errors import ModelError
+from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
+from trellis_core.memory.cost import describe_networks
+from trellis_core.memory.devices import DeviceInfo
+from trellis_core.models.image_encoder import DINOv3ViT
+from trellis_core.runtime import Runtime
+from trellis_core.weights import hub
+from trellis_core.weights.load import build_model, configured_dtype, fill_model, read_config
+from trellis_core.weights.verify import count_parameters
+
+IMAGE_ENCODER = "image_encoder"      # its name among the networks; pipeline.json keeps it apart
+TEXTURING = "texturing_pipeline.json"
+
+
+def find_checkpoints(folder: Path, settings: PipelineSettings, model: str) -> dict[str, Path]:
+    """Network name -> stem of its files. Raises `ModelError` for the first one that is missing."""
+    references = {**settings.models, IMAGE_ENCODER: settings.image_encoder}
+    if (folder / TEXTURING).is_file():
+        # its encoder is optional: only texturing needs it, and says so when it is missing
+        extra = read_settings(folder / TEXTURING).models
+        references |= {n: r for n, r in extra.items() if n not in references and is_present(folder, r)}
+    return {name: hub.find_checkpoint(ref, folder, model=model) for name, ref in references.items()}
+
+
+def is_present(folder: Path, reference: str) -> bool:
+    try:
+        hub.find_checkpoint(reference, folder)
+    except ModelError:
+        return False
+    return True
+
+
+def open_networks(stems: Mapping[str, Path]) -> Networks:
+    """Networks that read their weights from these files when they are first used."""
+    loaders: dict[str, Loader] = {name: partial(load_network, stem) for name, stem in stems.items()}
+    return Networks(loaders)
+
+
+def load_network(stem: Path, runtime: Runtime) -> nn.Module:
+    """One network in host memory, strictly loaded, its torso in the precision the runtime asks for."""
+    config = network_config(stem)
+    network = build_model(config, MODELS, source=hub.config_of(stem), kernels=runtime.kernels)
+    if config["name"] != DINOv3ViT.__name__:    # the encoder runs in float32, as released
+        network.set_torso_dtype(torso_dtype(configured_dtype(config), runtime))
+    fill_model(network, hub.weights_of(stem))
+    return network
+
+
+def network_config(stem: Path) -> dict[str, Any]:
+    """`{"name", "args"}` of a checkpoint; image encoders are published with a flat `config.json`."""
+    if hub.config_of(stem).is_file() or stem.name != "model":
+        return read_config(stem)
+    path = stem.with_name("config.json")
+    try:
+        published = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"`{path}` is missing or damaged", hint="download the encoder again") from error
+    known = inspect.signature(DINOv3ViT).parameters
+    return {"name": DINOv3ViT.__name__, "args": {k: v for k, v in published.items() if k in known}}
+
+
+def torso_dtype(configured: torch.dtype, runtime: Runtime) -> torch.dtype:
+    """The released 16-bit type where the device has it, else the one it has, else float32."""
+    if runtime.dtype == torch.float32 or runtime.device.type == "cpu":
+        return runtime.dtype
+    return configured if configured == torch.float16 else runtime.dtype
+
+
+def identify(name: str, folder: Path, stems: Mapping[str, Path]) -> ModelIdentity:
+    files = [folder / hub.PIPELINE, *(hub.weights_of(stem) for stem in stems.values())]
+    return ModelIdentity(name, hub.fingerprint(files))
+
+
+def plan_for(
+    folder: Path, device: DeviceInfo, request: MemoryRequest, pipeline_type: str | None = None
+) -> MemoryPlan:
+    """The memory plan of one model on one device, from its configurations and the sizes of its files.
+
+    Raises `ModelError` for a damaged or incomplete model and `UsageError` for an unknown pipeline type.
+    """
+    settings = read_settings(folder / hub.PIPELINE)
+    kind = settings.pipeline_type(pipeline_type)
+    sizes = (kind.structure_image_size, kind.texture_image_size, *(p.image_size for p in kind.shape_passes))
+    configs = {
+        name: (network_config(stem), count_parameters(hub.weights_of(stem)))
+        for name, stem in find_checkpoints(folder, settings, folder.name).items()
+    }
+    networks = describe_networks(configs, resolution=kind.resolution, image_size=max(sizes))
+    return VRAMManager(device, request).plan(networks)
