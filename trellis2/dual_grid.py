@@ -95,8 +95,8 @@ def mesh_to_dual_grid(
 
     Voxels exist where the surface crosses a grid edge. Each surface vertex minimises the distances to the
     planes of the crossing triangles, to the planes of all triangles in the voxel (any positive `face_weight`
-    switches them on), to the open edges (edges used by one triangle; weld seams first) and to the mean crossing
-    point. Needs a device with float64. Raises ValueError when a vertex is not finite.
+    switches them on), to the open edges (edges used by one triangle; weld seams first) and to the mean
+    crossing point. Needs a device with float64. Raises ValueError when a vertex is not finite.
     """
     grid = Grid.of(resolution, aabb)
     frame, quadrics, flags = gather_quadrics(vertices, faces, grid, face_weight, boundary_weight)
