@@ -41,7 +41,7 @@ def sparse(feats: torch.Tensor, *lengths: int) -> SparseTensor:
 def test_times_fall_from_one_to_zero(steps, rescale_t):
     times = timesteps(steps, rescale_t)
     assert len(times) == steps + 1
-    assert times[0] == 1 and times[-1] == 0
+    assert times[0] <= 1 and times[0] == pytest.approx(1) and times[-1] == 0  # never outside of an interval
     assert all(a > b for a, b in pairwise(times))
 
 

@@ -11,7 +11,7 @@ Letters: B batch, L queries, M keys, T packed queries, S packed keys, H heads, D
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -40,26 +40,39 @@ def packed_attention_torch(
     """Attend within sequences that lie one after the other; equal shapes run as one batch."""
     batch = len(cu_q) - 1
     if q.shape[0] == batch * max_q and k.shape[0] == batch * max_k:
-        q, k, v = (x.unflatten(0, (batch, -1)) for x in (q, k, v))
-        return attention_torch(q, k, v).flatten(0, 1)
+        return _equal_lengths(q, k, v, batch)
+    lengths = list(zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True))
+    order = list(range(batch))
+    if len(set(lengths)) < batch:
+        order.sort(key=lengths.__getitem__)
+    rows_q, rows_k = _rows(cu_q, order), _rows(cu_k, order)
+    q, k, v = (x.index_select(0, rows) for x, rows in ((q, rows_q), (k, rows_k), (v, rows_k)))
+    groups = [(shape, len(list(members))) for shape, members in groupby(lengths[i] for i in order)]
+    parts = zip(
+        q.split([shape[0] * count for shape, count in groups]),
+        k.split([shape[1] * count for shape, count in groups]),
+        v.split([shape[1] * count for shape, count in groups]),
+        strict=True,
+    )
+    out = torch.cat([_equal_lengths(*part, count) for part, (_, count) in zip(parts, groups, strict=True)])
+    return torch.empty_like(out).index_copy(0, rows_q, out)
 
-    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i in range(batch):
-        groups[bounds_q[i + 1] - bounds_q[i], bounds_k[i + 1] - bounds_k[i]].append(i)
-    out = torch.empty_like(q)
-    for (length_q, length_k), members in groups.items():
-        if length_q == 0:
-            continue
-        rows_q = _rows([bounds_q[i] for i in members], length_q, q.device)
-        rows_k = _rows([bounds_k[i] for i in members], length_k, q.device)
-        out[rows_q] = attention_torch(q[rows_q], k[rows_k], v[rows_k])
-    return out
+
+def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
+    """Attend within `count` sequences of equal shape."""
+    if len(q) == 0:
+        return q
+    q, k, v = (x.unflatten(0, (count, -1)) for x in (q, k, v))
+    return attention_torch(q, k, v).flatten(0, 1)
 
 
-def _rows(starts: list[int], length: int, device: torch.device) -> Tensor:
-    """Row numbers int64 [G, length] of sequences of one length."""
-    return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
+def _rows(cu_seqlens: Tensor, order: list[int]) -> Tensor:
+    """The rows int64 [T] of sequences in another order."""
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    chosen = torch.tensor(order, device=cu_seqlens.device)
+    moved = lengths[chosen]
+    shift = starts[chosen] - (moved.cumsum(0) - moved)
+    return torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device) + shift.repeat_interleave(moved)
 
 
 def attention_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

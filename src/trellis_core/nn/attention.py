@@ -155,7 +155,7 @@ class CrossAttention(nn.Module):
         return KeyValue(prepared(k, self.k_rms_norm), v, context.packing)
 
     def zero_context(self) -> Tensor:
-        """The result [C] for a context of zeros: every value is the bias, whatever the weights of attention."""
+        """The result [C] for a context of zeros: every value is the bias, however attention weighs."""
         if self.to_kv.bias is None:
             return self.to_out(self.to_q.weight.new_zeros(self.channels))  # type: ignore[no-any-return]
         return self.to_out(self.to_kv.bias[self.channels :])  # type: ignore[no-any-return]

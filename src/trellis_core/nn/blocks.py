@@ -64,7 +64,7 @@ class ModulatedBlock(nn.Module):
         assert mod is not None, "a modulated block needs the modulation vectors"
         vectors = self.adaLN_modulation(mod) if self.kind == "own" else self.modulation + mod
         vectors = vectors.to(self.dtype)
-        vectors = vectors[:, None] if packing is None else vectors[packing.sequence]
+        vectors = vectors[:, None] if packing is None else vectors.index_select(0, packing.sequence)
         return vectors.chunk(6, dim=-1)
 
     def modulated(self, h: Tensor, shift: Tensor | None, scale: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ class ChannelLayerNorm32(LayerNorm32):
         super().__init__(channels, elementwise_affine, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class GroupNorm32(nn.GroupNorm):
