@@ -261,7 +261,7 @@ def reachable(url: str) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=REACH_SECONDS):
             return True
-    except (OSError, ValueError):  # URLError is an OSError
+    except OSError:  # URLError is one
         return False
 
 

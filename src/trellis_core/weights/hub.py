@@ -30,7 +30,7 @@ class RemoteFile:
     path: str
     size: int | None = None  # bytes
     sha256: str | None = None
-    revision: str | None = None
+    revision: str | None = None  # None: the main branch, which is what `find_cached` looks at
 
     def __str__(self) -> str:
         return f"{self.repository}/{self.path}"
@@ -149,7 +149,7 @@ def list_remote(
             path=file.rfilename,
             size=file.size,
             sha256=file.lfs.sha256 if file.lfs else None,
-            revision=info.sha,
+            revision=revision,
         )
         for file in info.siblings or ()
         if Path(file.rfilename).suffix in (".json", ".safetensors")
