@@ -16,7 +16,7 @@ from torch import nn
 
 from trellis2.models.latent_flow import SLatFlowModel
 from trellis_core.errors import ModelError
-from trellis_core.models.image_encoder import DINOv3ViT, load_dinov3
+from trellis_core.models.image_encoder import DINOv3ViT
 from trellis_core.models.structure_flow import SparseStructureFlowModel
 from trellis_core.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder
 from trellis_core.weights.load import build_model, compare_manifest, configured_dtype, load_model
@@ -190,17 +190,3 @@ def test_a_bad_configuration_is_a_model_error(tmp_path, text, words):
 def test_a_checkpoint_name_may_contain_dots(flow, tmp_path):
     save(tmp_path / "flow.v1.3", flow[1], "SparseStructureFlowModel", FLOW)
     assert load_model(tmp_path / "flow.v1.3", CLASSES).resolution == 2
-
-
-def test_the_published_image_encoder_layout_is_read(tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    model = DINOv3ViT(**sizes)
-    (tmp_path / "config.json").write_text(
-        json.dumps({**sizes, "model_type": "dinov3_vit", "drop_path_rate": 0})
-    )
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    pictures = torch.rand(1, 3, 32, 48)
-    assert torch.equal(load_dinov3(tmp_path)(pictures), model(pictures))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="not the configuration"):
-        load_dinov3(tmp_path)

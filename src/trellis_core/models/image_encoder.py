@@ -6,11 +6,8 @@ C channels.
 
 from __future__ import annotations
 
-import inspect
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +19,6 @@ from trellis_core.errors import InputError, ModelError
 from trellis_core.kernels.table import Kernels
 from trellis_core.nn.attention import REFERENCE
 from trellis_core.nn.blocks import convert_torso
-from trellis_core.weights.load import build_model, fill_model
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,31 +125,6 @@ class DINOv3ViT(nn.Module):
                 nn.init.constant_(module.lambda1, self.layerscale_value)
         nn.init.normal_(self.embeddings.cls_token, std=0.02)
         nn.init.normal_(self.embeddings.register_tokens, std=0.02)
-
-
-def load_dinov3(
-    folder: Path,  # as published: config.json, model.safetensors
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,  # of the layers; the release runs in float32
-    kernels: Kernels = REFERENCE,
-) -> DINOv3ViT:
-    """The published image encoder. Raises `ModelError` when a file is missing, damaged or foreign."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"image encoder configuration `{path}` cannot be read: {error}") from error
-    if not isinstance(config, dict) or "hidden_size" not in config:
-        raise ModelError(f"`{path}` is not the configuration of a DINOv3 vision transformer")
-    known = inspect.signature(DINOv3ViT).parameters.keys() - {"kernels"}
-    arguments = {name: value for name, value in config.items() if name in known}
-    config = {"name": "DINOv3ViT", "args": arguments}
-    model = build_model(config, {"DINOv3ViT": DINOv3ViT}, source=path, kernels=kernels)
-    assert isinstance(model, DINOv3ViT)
-    model.set_torso_dtype(dtype)
-    fill_model(model, folder / "model.safetensors", device=device)
-    return model.eval().requires_grad_(False)
 
 
 class Embeddings(nn.Module):

@@ -40,6 +40,11 @@ def filled(module: nn.Module, weights: dict[str, Tensor]) -> Any:
     return module.eval()
 
 
+def asked(case: Case) -> dict[str, list[int]]:
+    """Names and shapes of the outputs that the case wants."""
+    return {k[4:]: v["shape"] for k, v in case.info["tensors"].items() if k.startswith("out.")}
+
+
 def norms(case: Case) -> dict[str, Tensor]:
     config, x = case.config, case.inputs
     channels = config["channels"]
@@ -67,13 +72,13 @@ def norms(case: Case) -> dict[str, Tensor]:
 def timestep_and_ape(case: Case) -> dict[str, Tensor]:
     config, t, pos = case.config, case.inputs["t"], case.inputs["pos"]
     embedder = TimestepEmbedder(config["hidden_size"], config["frequency_embedding_size"])
-    return {
-        "sinusoid": sinusoid(t, config["frequency_embedding_size"], config["max_period"]),
-        "sinusoid_odd": sinusoid(t, 9, config["max_period"]),
-        "emb": filled(embedder, case.weights)(t),
-        "ape48": position_embedding(pos, 48),
-        "ape50": position_embedding(pos, 50),
-    }
+    out = {"emb": filled(embedder, case.weights)(t)}
+    for name, shape in asked(case).items():
+        if name.startswith("sinusoid"):
+            out[name] = sinusoid(t, shape[-1], config["max_period"])
+        elif name.startswith("ape"):
+            out[name] = position_embedding(pos, shape[-1])
+    return out
 
 
 def rope3d(case: Case) -> dict[str, Tensor]:
@@ -86,7 +91,7 @@ def rope3d(case: Case) -> dict[str, Tensor]:
         out[f"hd{width}_phases"] = torch.view_as_real(phases)
         out[f"hd{width}_rotated"] = rotate(q, phases)
         out[f"hd{width}_rotated_bf16"] = rotate(q.bfloat16(), phases)
-    for name in ("sparse_q", "sparse_k"):
+    for name in (k.removesuffix(".feats") for k in case.inputs if k.endswith(".feats")):
         feats, coords = case.inputs[f"{name}.feats"], case.inputs[f"{name}.coords"]
         out[name] = rotate(feats, rope_phases(coords[:, 1:], feats.shape[-1]))
     return out
@@ -278,7 +283,9 @@ def dinov3(case: Case) -> dict[str, Tensor]:
         out[f"rope_cos_{side}"], out[f"rope_sin_{side}"] = patch_rotations(
             *cells, model.head_dim, config["rope_theta"]
         )
-        out[f"pil_{side}"] = model(prepare_images(pictures, int(side)))
+    for name in asked(case):
+        if name.startswith("pil_"):
+            out[name] = model(prepare_images(pictures, int(name.removeprefix("pil_"))))
     return out
 
 
