@@ -43,6 +43,13 @@ class Packing:
         return cls(cu_seqlens, max(lengths.tolist(), default=0), sequence)
 
     @classmethod
+    def uniform(cls, count: int, length: int, device: torch.device | None = None) -> Packing:
+        """`count` sequences of one length."""
+        starts = torch.arange(count + 1, dtype=torch.int32, device=device) * length
+        rows = torch.arange(count * length, device=device)
+        return cls(starts, length, rows // max(length, 1))
+
+    @classmethod
     def grouped(cls, group: Tensor) -> Packing:
         """Tokens with equal `group` int64 [T] form a sequence, wherever they lie."""
         _, sequence, lengths = group.unique(return_inverse=True, return_counts=True)
@@ -186,11 +193,11 @@ def attend(
         return kernels["attention"](q, k, v)  # type: ignore[return-value]
     if packing_q is None:
         batch, length = q.shape[:2]
-        packing = Packing.of([length] * batch, q.device)
+        packing = Packing.uniform(batch, length, q.device)
         return attend(q.flatten(0, 1), k, v, packing, packing_k, kernels).unflatten(0, (batch, length))
     if packing_k is None:
         k, v = (x.expand(packing_q.count, -1, -1, -1) for x in (k, v))
-        packing_k = Packing.of([k.shape[1]] * packing_q.count, k.device)
+        packing_k = Packing.uniform(packing_q.count, k.shape[1], k.device)
         k, v = k.flatten(0, 1), v.flatten(0, 1)
     if packing_q.order is not None:
         q = q[packing_q.order]
