@@ -8,6 +8,8 @@ Not tested here: speed.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,6 +66,30 @@ def test_the_nearest_face_wins(draw, seed):
     alone = torch.stack([draw(points, faces[i : i + 1], 32, 32)[0] >= 0 for i in range(8)])
     nearest = torch.where(alone, torch.arange(8)[:, None, None], -1).amax(0)  # depth falls with the number
     assert torch.equal(face.long(), nearest)
+
+
+@every_backend
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), flat=st.booleans())
+def test_peeling_shows_every_covering_face_once_from_near_to_far(draw, seed, flat):
+    points, faces = triangle_soup(seed, 20, 6)
+    if flat:
+        points[:, 2] = 0.25
+    covering = sum((draw(points, faces[i : i + 1], 24, 24)[0] >= 0).int() for i in range(6))
+    layers = [draw(points, faces, 24, 24)]
+    while (layers[-1][0] >= 0).any():
+        assert len(layers) <= 6
+        layers.append(draw(points, faces, 24, 24, layers[-1][0]))
+    seen = torch.stack([face for face, _ in layers])
+    assert torch.equal((seen >= 0).sum(0).int(), covering)
+    for (front, bary), (back, other) in pairwise(layers):
+        both = back >= 0
+        assert (front[both] != back[both]).all()
+        depth, further = (
+            (w[both] * points[faces[f[both].long()].long()][..., 2]).sum(1)
+            for f, w in ((front, bary), (back, other))
+        )
+        assert (further >= depth - 1e-5).all()
 
 
 @every_backend

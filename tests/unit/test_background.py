@@ -1,7 +1,7 @@
 """Background removal without a network.
 
-Properties: objects before plain, dark and softly shaded backgrounds are found with an IoU above 0.9; large holes
-stay open, small spots of background color inside the object are filled; the choice of method is explicit.
+Properties: objects before plain, dark and softly shaded backgrounds are found with an IoU above 0.9; large
+holes stay open, small spots of background color inside the object are filled; the method is chosen by name.
 Not tested: busy scenes, which these methods do not promise.
 """
 

@@ -1,8 +1,8 @@
 """Reading pictures and writing PNG files.
 
-Properties: whatever the file's mode, `read_picture` gives upright 8-bit RGB or RGBA with the right values; what
-is no usable picture is an `InputError` with a hint, and huge pictures are refused before they are decoded;
-writing leaves a whole file or none.
+Properties: whatever the file's mode, `read_picture` gives upright 8-bit RGB or RGBA with the right values;
+what is no usable picture is an `InputError` with a hint, and huge pictures are refused before they are
+decoded; writing leaves a whole file or none.
 """
 
 from __future__ import annotations
@@ -155,5 +155,6 @@ def test_png_files_keep_every_pixel(tmp_path, shape):
 
 
 def test_a_png_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "taken").write_text("a file, not a folder")
     with pytest.raises(OutputError, match="cannot write"):
-        write_png(tmp_path / "missing" / "a.png", np.zeros((4, 4), np.uint8))
+        write_png(tmp_path / "taken" / "a.png", np.zeros((4, 4), np.uint8))

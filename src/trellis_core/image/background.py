@@ -1,9 +1,9 @@
 """Find the object in a picture without transparency, offline and without a network.
 
-Both methods model the background as a color that changes slowly over the picture, fitted to the border. Colors
-that differ are the object. GrabCut (Rother et al., "GrabCut: Interactive Foreground Extraction using Iterated
-Graph Cuts", 2004) then refines the border of the object; it needs OpenCV. Good for objects before a plain
-background, not for busy scenes.
+Both methods model the background as a color that changes slowly over the picture, fitted to the border;
+colors that differ are the object. GrabCut (Rother et al., "GrabCut: Interactive Foreground Extraction using
+Iterated Graph Cuts", 2004) then refines the border of the object; it needs OpenCV. Good for objects before a
+plain background, not for busy scenes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def mask_by_grabcut(image: Image.Image) -> Image.Image:
         return enlarge(differs, image)
     cv2.setRNGSeed(0)
     pixels = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])
-    cv2.grabCut(pixels, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(pixels, labels, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
     found = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     return enlarge(object_regions(found, ~found), image)
 
@@ -87,7 +87,7 @@ def shrunk(image: Image.Image) -> Image.Image:
 
 
 def background_difference(image: Image.Image) -> tuple[np.ndarray, float]:  # float64 [H, W], gray levels
-    """How much each pixel differs from the fitted background in units of the threshold, and the border's noise."""
+    """How much each pixel differs from the fitted background, 1 at the threshold, and the border's noise."""
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(1))).astype(np.float64)
     height, width = pixels.shape[:2]
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")

@@ -53,7 +53,7 @@ def to_8bit(image: Image.Image) -> Image.Image:
 
 
 def scale_samples(samples: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] from integers (white is 65,535 or the largest value) or floats (white is 1, 255 or 65,535)."""
+    """uint8 [H, W] from integers (white is 65,535 or the maximum) or floats (white is 1, 255 or 65,535)."""
     finite = np.nan_to_num(samples.astype(np.float64))
     top = float(finite.max(initial=0))
     whites = (1.0, 255.0, 65535.0) if samples.dtype.kind == "f" else (65535.0,)

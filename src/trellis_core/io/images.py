@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from trellis_core.errors import InputError, OutputError
+from trellis_core.errors import InputError
 from trellis_core.image.preprocess import to_8bit
-from trellis_core.weights.bundle import write_whole
+from trellis_core.io.files import write_file
 
 MAX_PIXELS = 150_000_000  # below the limit at which Pillow itself refuses
 MIN_SIDE = 8
@@ -100,11 +100,5 @@ def write_image(path: str | Path, image: Image.Image, **options: object) -> Path
     path = Path(path)
     encoded = io.BytesIO()
     image.save(encoded, **options)  # type: ignore[arg-type]
-    try:
-        write_whole(path, encoded.getvalue())
-    except OSError as error:
-        raise OutputError(
-            f"cannot write `{path}`: {error.strerror or error}",
-            hint="check that the folder exists and has room",
-        ) from error
+    write_file(path, [encoded.getvalue()])
     return path

@@ -26,14 +26,18 @@ def rasterize(
     faces: Tensor,  # int32 [F, 3]    either orientation
     height: int,
     width: int,
+    behind: Tensor
+    | None = None,  # int32 [H, W]  faces of the layer in front, -1 where nothing more is wanted
 ) -> tuple[Tensor, Tensor]:  # int32 [H, W] face or -1, float32 [H, W, 3] barycentric, 0 where no face
     """Find the face with the smallest depth at every pixel centre (+0.5); ties go to the lowest face.
 
     Depth and barycentric coordinates are linear in the image: for perspective views pass a depth that is,
     such as -1/z. Pixels on an edge belong to both faces. Faces without area, with a corner that is not
-    finite or further than 65,536 pixels away are not drawn.
+    finite or further than 65,536 pixels away are not drawn. `behind` peels the next layer (Everitt,
+    "Interactive Order-Independent Transparency", 2001).
     """
     scene = prepare(points, faces, height, width)
+    barrier = None if behind is None else layer_keys(scene, behind)
     keys = torch.full((height * width,), NO_KEY, dtype=torch.int64, device=points.device)
     sizes = (scene.bounds[:, 2] - scene.bounds[:, 0]) * (scene.bounds[:, 3] - scene.bounds[:, 1])
     ends = sizes.cumsum(0)
@@ -46,11 +50,11 @@ def rasterize(
         x, y = x0 + offset % (x1 - x0), y0 + offset // (x1 - x0)
         weights, area = edge_weights(scene, face, x, y)
         inside = (weights >= 0).all(1)
-        face, x, y, weights, area = face[inside], x[inside], y[inside], weights[inside], area[inside]
-        z = scene.depth[scene.faces[face].long()].double()
-        bary = weights.double() / area.double()[:, None]
-        depth = z[:, 0] + (bary[:, 1] * (z[:, 1] - z[:, 0]) + bary[:, 2] * (z[:, 2] - z[:, 0]))
-        keys.scatter_reduce_(0, y * width + x, pack_key(depth.float(), face), "amin")
+        face, pixel = face[inside], (y * width + x)[inside]
+        key = fragment_key(scene, face, weights[inside], area[inside])
+        if barrier is not None:
+            key = torch.where(key > barrier[pixel], key, NO_KEY)
+        keys.scatter_reduce_(0, pixel, key, "amin")
     return unpack(scene, keys)
 
 
@@ -95,6 +99,25 @@ def edge_weights(
     weights = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
     area = weights.sum(1)
     return weights * area.sign()[:, None], area.abs()
+
+
+def fragment_key(scene: Scene, face: Tensor, weights: Tensor, area: Tensor) -> Tensor:  # int64 [P]
+    """What the nearest face of a pixel has least of."""
+    z = scene.depth[scene.faces[face].long()].double()
+    bary = weights.double() / area.double()[:, None]
+    depth = z[:, 0] + (bary[:, 1] * (z[:, 1] - z[:, 0]) + bary[:, 2] * (z[:, 2] - z[:, 0]))
+    return pack_key(depth.float(), face)
+
+
+def layer_keys(scene: Scene, layer: Tensor) -> Tensor:  # int32 [H, W] -> int64 [H * W]
+    """Keys of a layer that was drawn before; the highest key, behind which nothing lies, where it is -1."""
+    keys = torch.full((layer.numel(),), NO_KEY, dtype=torch.int64, device=layer.device)
+    for pixel in torch.nonzero(layer.reshape(-1) >= 0)[:, 0].split(PAIRS_AT_ONCE):
+        face = layer.reshape(-1)[pixel].long()
+        keys[pixel] = fragment_key(
+            scene, face, *edge_weights(scene, face, pixel % scene.width, pixel // scene.width)
+        )
+    return keys
 
 
 def pack_key(depth: Tensor, face: Tensor) -> Tensor:

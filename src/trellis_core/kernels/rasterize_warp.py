@@ -10,7 +10,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from trellis_core.kernels.rasterize import HALF, NO_KEY, ONE, prepare, rasterize
+from trellis_core.kernels.rasterize import HALF, NO_KEY, ONE, layer_keys, prepare, rasterize
 from trellis_core.kernels.warp_start import start_warp
 
 TILE = 64  # pixels; splits large faces over several threads
@@ -19,10 +19,16 @@ start_warp()
 wp.set_module_options({"enable_backward": False, "fuse_fp": False})
 
 
-def rasterize_warp(points: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def rasterize_warp(
+    points: Tensor,
+    faces: Tensor,
+    height: int,
+    width: int,
+    behind: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `rasterize.rasterize`."""
     if not len(faces) or not height * width:
-        return rasterize(points, faces, height, width)
+        return rasterize(points, faces, height, width, behind)
     scene = prepare(points, faces, height, width)
     device = points.device
     extent = (scene.bounds[:, 2:] - scene.bounds[:, :2] + (TILE - 1)) // TILE
@@ -30,6 +36,7 @@ def rasterize_warp(points: Tensor, faces: Tensor, height: int, width: int) -> tu
     tile_face = torch.repeat_interleave(torch.arange(len(faces), dtype=torch.int32, device=device), tiles)
     first_tile = tiles.cumsum(0) - tiles
     keys = torch.full((height * width,), NO_KEY, dtype=torch.int64, device=device)
+    barrier = keys[:0] if behind is None else layer_keys(scene, behind)
     face = torch.empty(height * width, dtype=torch.int32, device=device)
     bary = torch.empty(height * width, 3, device=device)
 
@@ -47,6 +54,7 @@ def rasterize_warp(points: Tensor, faces: Tensor, height: int, width: int) -> tu
             wp.from_torch(scene.bounds.int(), dtype=wp.vec4i),
             wp.from_torch(tile_face),
             wp.from_torch(first_tile.int()),
+            wp.from_torch(barrier),
             width,
         ],
         outputs=[wp.from_torch(keys)],
@@ -84,6 +92,7 @@ def draw_tile(
     bounds: wp.array(dtype=wp.vec4i),
     tile_face: wp.array(dtype=wp.int32),
     first_tile: wp.array(dtype=wp.int32),
+    barrier: wp.array(dtype=wp.int64),
     width: wp.int32,
     keys: wp.array(dtype=wp.int64),
 ):
@@ -122,7 +131,9 @@ def draw_tile(
                 bits = wp.cast(wp.float32(z) + wp.float32(0.0), wp.int32)
                 ordered = wp.where(bits < 0, bits ^ wp.int32(0x7FFFFFFF), bits)
                 key = (wp.int64(ordered) << wp.int64(32)) | wp.int64(f)
-                wp.atomic_min(keys, y * width + x, key)
+                pixel = y * width + x
+                if barrier.shape[0] == 0 or key > barrier[pixel]:
+                    wp.atomic_min(keys, pixel, key)
             w0 += step0
             w1 += step1
             w2 += step2

@@ -18,7 +18,7 @@ from trellis_core.runtime import Runtime
 
 NEAR = 0.01  # faces with a corner closer to the camera plane are not drawn
 
-Rasterize = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+Rasterize = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,21 @@ class MeshBuffers:
     mask: Tensor  # bool [H, W]
 
 
-def render_mesh(mesh: Mesh, camera: Camera, size: int, runtime: Runtime) -> MeshBuffers:
-    """Draw `mesh` at `size` x `size` pixels. Normals are the mesh's own, else those of the faces."""
+def render_mesh(
+    mesh: Mesh,
+    camera: Camera,
+    size: int,
+    runtime: Runtime,
+    behind: Tensor | None = None,  # int32 [H, W]  faces of the layer in front, -1 where it has none
+) -> MeshBuffers:
+    """Draw `mesh` at `size` x `size` pixels, both sides of its faces.
+
+    Normals are the mesh's own, else those of the faces. With `behind`, the next layer of surface is drawn.
+    """
     mesh = mesh.to(runtime.device)
     points = project(mesh.vertices, camera, size)
     rasterize = cast(Rasterize, runtime.kernels["rasterize"])
-    face, screen = rasterize(points, mesh.faces, size, size)
+    face, screen = rasterize(points, mesh.faces, size, size, behind)
     mask = face >= 0
     buffers = MeshBuffers(
         face,
