@@ -12,11 +12,13 @@ import torch
 
 from trellis_core.geometry.types import Mesh, PBRVoxels, VoxelMesh
 
-Distance = Callable[[np.ndarray], np.ndarray]     # [..., 3] -> [...]
+Distance = Callable[[np.ndarray], np.ndarray]  # [..., 3] -> [...]
 
-QUADS = {0: ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)),
-         1: ((0, 0, 0), (1, 0, 0), (1, 0, 1), (0, 0, 1)),
-         2: ((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0))}
+QUADS = {
+    0: ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)),
+    1: ((0, 0, 0), (1, 0, 0), (1, 0, 1), (0, 0, 1)),
+    2: ((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0)),
+}
 
 
 def sphere(radius: float = 0.35, center: tuple[float, float, float] = (0, 0, 0)) -> Distance:
@@ -38,13 +40,17 @@ def torus(major: float = 0.3, minor: float = 0.12) -> Distance:
 def torus_knot(p_turns: int = 2, q_turns: int = 3, radius: float = 0.075) -> Distance:
     t = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     ring = 0.27 + 0.13 * np.cos(q_turns * t)
-    curve = np.stack([ring * np.cos(p_turns * t), ring * np.sin(p_turns * t), 0.2 * np.sin(q_turns * t)], axis=1)
+    curve = np.stack(
+        [ring * np.cos(p_turns * t), ring * np.sin(p_turns * t), 0.2 * np.sin(q_turns * t)], axis=1
+    )
 
     def distance(points: np.ndarray) -> np.ndarray:
         flat = points.reshape(-1, 3)
         nearest = np.full(len(flat), np.inf)
         for start in range(0, len(curve), 16):
-            nearest = np.minimum(nearest, ((flat[:, None] - curve[None, start:start + 16]) ** 2).sum(-1).min(1))
+            nearest = np.minimum(
+                nearest, ((flat[:, None] - curve[None, start : start + 16]) ** 2).sum(-1).min(1)
+            )
         return np.sqrt(nearest).reshape(points.shape[:-1]) - radius
 
     return distance
@@ -70,13 +76,15 @@ def dual_grid(
     distance: Distance,
     resolution: int,
     *,
-    lost_quads: float = 0.0,      # share of quads left out
-    stray_quads: float = 0.0,     # extra quads, as a share
+    lost_quads: float = 0.0,  # share of quads left out
+    stray_quads: float = 0.0,  # extra quads, as a share
     seed: int = 0,
     colors: Callable[[np.ndarray], np.ndarray] = rainbow,
 ) -> VoxelMesh:
     """Dual contouring of `distance` on a grid over the unit cube."""
-    corner = np.stack(np.meshgrid(*[np.arange(resolution + 1)] * 3, indexing="ij"), axis=-1) / resolution - 0.5
+    corner = (
+        np.stack(np.meshgrid(*[np.arange(resolution + 1)] * 3, indexing="ij"), axis=-1) / resolution - 0.5
+    )
     value = distance(corner)
     total = np.zeros((resolution,) * 3 + (3,))
     count = np.zeros((resolution,) * 3)

@@ -21,9 +21,13 @@ from trellis_core.geometry.cleanup import (
     straighten_slivers,
     weld_vertices,
 )
-from trellis_core.geometry.connectivity import edges_of
 from trellis_core.geometry.holes import fill_holes
-from trellis_core.geometry.orientation import Surroundings, flood_surroundings, orient_outward, remove_enclosed
+from trellis_core.geometry.orientation import (
+    Surroundings,
+    flood_surroundings,
+    orient_outward,
+    remove_enclosed,
+)
 from trellis_core.geometry.quality import check_mesh
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.triangles import vertex_normals
@@ -33,37 +37,39 @@ from trellis_core.runtime import Runtime
 
 AlphaMode = Literal["opaque", "mask", "blend", "auto"]
 
-WELD = 1e-3               # voxels
-FLAP_AREA = 4.0           # voxel faces
-STRAY_AREA = 1e-4         # of the largest piece
-STRAY_EXTENT = 4.0        # voxels
-FLAT_HOLE = 3.0           # times the hole limit, for holes within
-FLATNESS = 0.5            # voxels of a plane
-LAYER_GAP = 0.25          # voxels
-SEE_THROUGH = 0.5         # alpha below which a voxel does not hide what is behind it
+WELD = 1e-3  # voxels
+FLAP_AREA = 4.0  # voxel faces
+STRAY_AREA = 1e-4  # of the largest piece
+STRAY_EXTENT = 4.0  # voxels
+FLAT_HOLE = 3.0  # times the hole limit, for holes within
+FLATNESS = 0.5  # voxels of a plane
+LAYER_GAP = 0.25  # voxels
+SEE_THROUGH = 0.5  # alpha below which a voxel does not hide what is behind it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
     """How an asset is made."""
 
-    faces: int = 100_000                        # at most
-    texture_size: int = 2048                    # texels per side
+    faces: int = 100_000  # at most
+    texture_size: int = 2048  # texels per side
 
-    fill_holes_voxels: float = 12               # close holes with a smaller perimeter; 0 closes none
-    keep_interior: bool = False                 # keep pieces that cannot be reached from outside
-    keep_small_parts: bool = False              # keep crumbs of less than four voxels
-    smooth_iterations: int = 0                  # Taubin smoothing
-    watertight: bool = False                    # rebuild as one closed surface, for printing
+    fill_holes_voxels: float = 12  # close holes with a smaller perimeter; 0 closes none
+    keep_interior: bool = False  # keep pieces that cannot be reached from outside
+    keep_small_parts: bool = False  # keep crumbs of less than four voxels
+    smooth_iterations: int = 0  # Taubin smoothing
+    watertight: bool = False  # rebuild as one closed surface, for printing
 
-    bake: BakeMode = "auto"                     # where to sample: in place, on the original surface, or as needed
+    bake: BakeMode = "auto"  # where to sample: in place, on the original surface, or as needed
     alpha: AlphaMode = "opaque"
     texture_format: Literal["webp", "png"] = "webp"
 
     def __post_init__(self) -> None:
         def demand(holds: bool, name: str, expected: str) -> None:
             if not holds:
-                raise UsageError(f"export setting `{name}` is {getattr(self, name)!r}", hint=f"use {expected}")
+                raise UsageError(
+                    f"export setting `{name}` is {getattr(self, name)!r}", hint=f"use {expected}"
+                )
 
         demand(self.faces >= 4, "faces", "at least 4")
         demand(16 <= self.texture_size <= 16384, "texture_size", "16 to 16384")
@@ -106,17 +112,26 @@ def build_asset(
     runtime.report("bake", 0, 4)
     device = runtime.device
     baked = bake_texture(
-        mesh.to(device), PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution),
-        settings.texture_size, original=original.to(device), mode=settings.bake, kernels=runtime.kernels,
-        on_step=lambda step, steps: runtime.report("bake", step, steps))
+        mesh.to(device),
+        PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution),
+        settings.texture_size,
+        original=original.to(device),
+        mode=settings.bake,
+        kernels=runtime.kernels,
+        on_step=lambda step, steps: runtime.report("bake", step, steps),
+    )
     base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
     alpha_mode = choose_alpha(baked.attrs[:, ALPHA], settings.alpha)
     if alpha_mode == "OPAQUE":
         base_color[..., 3] = 255
 
     runtime.report("check", 0, 1)
-    report = check_mesh(mesh, kernels=runtime.kernels, texture_size=min(settings.texture_size, 1024),
-                        unsupported_texels=baked.unsupported)
+    report = check_mesh(
+        mesh,
+        kernels=runtime.kernels,
+        texture_size=min(settings.texture_size, 1024),
+        unsupported_texels=baked.unsupported,
+    )
     report = replace(report, metrics={**report.metrics, "unclear_orientation": unclear})
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
     runtime.report("check", 1, 1)
@@ -171,7 +186,9 @@ def clean(
 
 def keep_finite(mesh: Mesh) -> Mesh:
     finite = torch.isfinite(mesh.vertices).all(1)
-    return Mesh(torch.where(finite[:, None], mesh.vertices, 0.0), mesh.faces[finite[mesh.faces.long()].all(1)])
+    return Mesh(
+        torch.where(finite[:, None], mesh.vertices, 0.0), mesh.faces[finite[mesh.faces.long()].all(1)]
+    )
 
 
 def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Runtime) -> Mesh:

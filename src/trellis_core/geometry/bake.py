@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from trellis_core.kernels.table import Kernels
 
 BakeMode = Literal["auto", "direct", "projected"]
 
-ENOUGH_SUPPORT = 0.25    # sum of trilinear weights below which a sample is not trusted
-NEAR = 3                 # voxels to look around for the nearest one
-FAR = 0.3                # mean distance from the original, in voxels, above which `auto` projects everywhere
-REACH = 8.0              # voxels that a texel may be away from the original surface
-COARSE_TEXEL = 1.5       # voxels; larger texels are averaged from four samples
+ENOUGH_SUPPORT = 0.25  # sum of trilinear weights below which a sample is not trusted
+NEAR = 3  # voxels to look around for the nearest one
+FAR = 0.3  # mean distance from the original, in voxels, above which `auto` projects everywhere
+REACH = 8.0  # voxels that a texel may be away from the original surface
+COARSE_TEXEL = 1.5  # voxels; larger texels are averaged from four samples
 CHUNK = 1 << 18
 
 
@@ -33,33 +33,32 @@ CHUNK = 1 << 18
 class Texels:
     """The texels that a mesh covers in its texture."""
 
-    index: Tensor        # int64 [Q]       row * S + column
-    face: Tensor         # int64 [Q]
-    position: Tensor     # float32 [Q, 3]  world
+    index: Tensor  # int64 [Q]       row * S + column
+    face: Tensor  # int64 [Q]
+    position: Tensor  # float32 [Q, 3]  world
 
 
 @dataclass(frozen=True, slots=True)
 class Baked:
     """A finished texture, and what it was made from."""
 
-    image: Tensor        # uint8 [S, S, 6]    channels as PBRVoxels.attrs; filled everywhere
-    texel: Tensor        # int64 [Q]          row * S + column of the texels that were sampled
-    attrs: Tensor        # float32 [Q, 6]     their values in [0, 1]
-    unsupported: float   # share of the mesh's texels without a voxel nearby
+    image: Tensor  # uint8 [S, S, 6]    channels as PBRVoxels.attrs; filled everywhere
+    texel: Tensor  # int64 [Q]          row * S + column of the texels that were sampled
+    attrs: Tensor  # float32 [Q, 6]     their values in [0, 1]
+    unsupported: float  # share of the mesh's texels without a voxel nearby
 
 
 def bake_texture(
-    mesh: Mesh,                      # with uvs
+    mesh: Mesh,  # with uvs
     voxels: PBRVoxels,
     texture_size: int,
     *,
-    original: Mesh | None,           # surface before simplification, oriented; None: never project
+    original: Mesh | None,  # surface before simplification, oriented; None: never project
     mode: BakeMode = "auto",
     kernels: Kernels,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Baked:
     """Sample the voxel material at every texel of a mesh, and fill the texels between the charts."""
-    assert mesh.uvs is not None
     size = texture_size
     texels = cover_texels(mesh, size, kernels)
     on_step(1, 4)
@@ -67,8 +66,11 @@ def bake_texture(
     if oversample > 1:
         texels = cover_texels(mesh, size * oversample, kernels)
     project = original is not None and (
-        mode == "projected" or (mode == "auto" and is_far(texels, original, voxels.resolution, kernels)))
-    attrs, found = sample_texels(texels, mesh, voxels, original if mode != "direct" else None, project, kernels)
+        mode == "projected" or (mode == "auto" and is_far(texels, original, voxels.resolution, kernels))
+    )
+    attrs, found = sample_texels(
+        texels, mesh, voxels, original if mode != "direct" else None, project, kernels
+    )
     on_step(2, 4)
     share = 1 - float(found.float().mean()) if len(found) else 1.0
     texel, attrs = average_texels(texels.index[found], attrs[found], size, oversample)
@@ -91,8 +93,10 @@ def average_texels(index: Tensor, attrs: Tensor, size: int, oversample: int) -> 
 
 def cover_texels(mesh: Mesh, size: int, kernels: Kernels) -> Texels:
     """Which texel centres lie inside which triangle, and where on the surface."""
-    pixel = torch.cat([mesh.uvs * size, torch.zeros_like(mesh.uvs[:, :1])], dim=1)  # type: ignore[operator,index]
-    face, weight = kernels["rasterize"](pixel, mesh.faces, size, size)              # type: ignore[misc]
+    assert mesh.uvs is not None
+    rasterize: Any = kernels["rasterize"]
+    pixel = torch.cat([mesh.uvs * size, torch.zeros_like(mesh.uvs[:, :1])], dim=1)
+    face, weight = rasterize(pixel, mesh.faces, size, size)
     index = torch.nonzero(face.reshape(-1) >= 0).reshape(-1)
     face, weight = face.reshape(-1)[index].long(), weight.reshape(-1, 3)[index]
     parts = [points_on(mesh, f, w) for f, w in zip(face.split(CHUNK), weight.split(CHUNK), strict=True)]
@@ -115,7 +119,8 @@ def is_far(texels: Texels, original: Mesh, resolution: int, kernels: Kernels) ->
     """Whether the mesh is so coarse that its points lie off the original surface, by 2,000 of them."""
     some = texels.position[:: max(1, len(texels.position) // 2000)]
     reach = REACH / resolution
-    distance, _, _ = kernels["closest_point"](some, original.vertices, original.faces, reach)   # type: ignore[misc]
+    closest_point: Any = kernels["closest_point"]
+    distance, _, _ = closest_point(some, original.vertices, original.faces, reach)
     return float(distance.clamp_max(reach).mean()) * resolution > FAR
 
 
@@ -126,7 +131,7 @@ def sample_texels(
     original: Mesh | None,
     project: bool,
     kernels: Kernels,
-) -> tuple[Tensor, Tensor]:          # float32 [Q, 6] in [0, 1], bool [Q] found
+) -> tuple[Tensor, Tensor]:  # float32 [Q, 6] in [0, 1], bool [Q] found
     """Material at each texel: where it is, else on the original surface, else of the nearest voxel."""
     scale = voxels.resolution
 
@@ -153,24 +158,28 @@ def sample_texels(
 
 
 def move_to_surface(
-    points: Tensor,       # float32 [Q, 3]
-    face: Tensor,         # int64 [Q]   face of `mesh` that each point lies on
+    points: Tensor,  # float32 [Q, 3]
+    face: Tensor,  # int64 [Q]   face of `mesh` that each point lies on
     mesh: Mesh,
     original: Mesh,
     resolution: int,
     kernels: Kernels,
 ) -> tuple[Tensor, Tensor]:
     """Closest points on the original where it faces the same way, and whether there are any (else unmoved)."""
-    normals, target_normals = face_normals(mesh.vertices, mesh.faces), face_normals(original.vertices, original.faces)
+    closest_point: Any = kernels["closest_point"]
+    normals = face_normals(mesh.vertices, mesh.faces)
+    target_normals = face_normals(original.vertices, original.faces)
     moved, hit = points.clone(), torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for start in range(0, len(points), CHUNK):
         part = slice(start, start + CHUNK)
-        _, found, weight = kernels["closest_point"](                                            # type: ignore[misc]
-            points[part], original.vertices, original.faces, REACH / resolution)
+        query = points[part].contiguous()
+        _, found, weight = closest_point(query, original.vertices, original.faces, REACH / resolution)
         found = found.long()
         same_side = (normals[face[part]] * target_normals[found.clamp_min(0)]).sum(1) > 0
         hit[part] = (found >= 0) & same_side
-        moved[part] = torch.where(hit[part, None], points_on(original, found.clamp_min(0), weight), points[part])
+        moved[part] = torch.where(
+            hit[part, None], points_on(original, found.clamp_min(0), weight), points[part]
+        )
     return moved, hit
 
 

@@ -16,16 +16,18 @@ from trellis_core.geometry.connectivity import connected_components, number_labe
 from trellis_core.geometry.triangles import face_areas, face_normals, side_lengths, unit
 from trellis_core.geometry.types import Mesh
 
-DIRECTIONS = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], dtype=torch.float32)
+DIRECTIONS = torch.tensor(
+    [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], dtype=torch.float32
+)
 NORMAL_ROUNDS = 4
 LABEL_ROUNDS = 12
-LABEL_LIMIT = math.cos(math.radians(72))     # a face never takes a direction further away than this
+LABEL_LIMIT = math.cos(math.radians(72))  # a face never takes a direction further away than this
 MERGE_LIMIT = math.cos(math.radians(78))
-FLAT_LIMIT = math.cos(math.radians(85))      # steeper faces would be squeezed or flipped
-TINY_AREA = 2e-5                             # of the surface
-TINY_FACES = 8                               # or this many average faces
-SPRAWL_FILL = 0.45                           # large charts that fill less of their box are cut in two
-SPRAWL_AREA = 0.01                           # of the surface
+FLAT_LIMIT = math.cos(math.radians(85))  # steeper faces would be squeezed or flipped
+TINY_AREA = 2e-5  # of the surface
+TINY_FACES = 8  # or this many average faces
+SPRAWL_FILL = 0.45  # large charts that fill less of their box are cut in two
+SPRAWL_AREA = 0.01  # of the surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,21 @@ class Surface:
     """A mesh with what charting asks of it again and again."""
 
     mesh: Mesh
-    neighbor: Tensor      # int64 [F, 3]   face across each side, -1 at a border
-    normals: Tensor       # float32 [F, 3]
-    areas: Tensor         # float32 [F]
-    sides: Tensor         # float32 [F, 3] lengths
+    neighbor: Tensor  # int64 [F, 3]   face across each side, -1 at a border
+    normals: Tensor  # float32 [F, 3]
+    areas: Tensor  # float32 [F]
+    sides: Tensor  # float32 [F, 3] lengths
 
 
 def surface_of(mesh: Mesh, partner: Tensor) -> Surface:
     neighbor = torch.where(partner >= 0, partner // 3, -1)
-    return Surface(mesh, neighbor, face_normals(mesh.vertices, mesh.faces),
-                   face_areas(mesh.vertices, mesh.faces), side_lengths(mesh.vertices, mesh.faces))
+    return Surface(
+        mesh,
+        neighbor,
+        face_normals(mesh.vertices, mesh.faces),
+        face_areas(mesh.vertices, mesh.faces),
+        side_lengths(mesh.vertices, mesh.faces),
+    )
 
 
 def make_charts(surface: Surface) -> Tensor:
@@ -115,7 +122,7 @@ def merge_tiny(surface: Surface, chart: Tensor, rounds: int = 10) -> Tensor:
         if len(key) == 0:
             break
         length = torch.zeros(len(key)).index_add_(0, inverse, surface.sides[face, side][border])
-        order = torch.argsort(length, stable=True)                 # the longest border is written last
+        order = torch.argsort(length, stable=True)  # the longest border is written last
         best = torch.full((count,), -1)
         best[key[order] // count] = key[order] % count
         tiny = best >= 0
@@ -151,12 +158,12 @@ def split_steep(surface: Surface, chart: Tensor, rounds: int = 4) -> Tensor:
 class FlatCharts:
     """Every chart laid flat in its own frame, in world units."""
 
-    vertex: Tensor        # int64 [W]      vertex of the mesh; charts share none
-    chart: Tensor         # int64 [W]      chart of each flat vertex
-    faces: Tensor         # int64 [F, 3]   into the flat vertices
-    points: Tensor        # float32 [W, 2] u right, v down seen from outside, from 0 upwards
-    height: Tensor        # float32 [W]    along the chart's axis
-    size: Tensor          # float32 [K, 2] extent of each chart
+    vertex: Tensor  # int64 [W]      vertex of the mesh; charts share none
+    chart: Tensor  # int64 [W]      chart of each flat vertex
+    faces: Tensor  # int64 [F, 3]   into the flat vertices
+    points: Tensor  # float32 [W, 2] u right, v down seen from outside, from 0 upwards
+    height: Tensor  # float32 [W]    along the chart's axis
+    size: Tensor  # float32 [K, 2] extent of each chart
 
 
 def flatten_charts(surface: Surface, chart: Tensor) -> FlatCharts:
@@ -180,8 +187,9 @@ def flatten_charts(surface: Surface, chart: Tensor) -> FlatCharts:
     index = owner[:, None].expand(-1, 2)
     low = torch.full((count, 2), torch.inf).scatter_reduce(0, index, flat, "amin")
     high = torch.full((count, 2), -torch.inf).scatter_reduce(0, index, flat, "amax")
-    return FlatCharts(vertex, owner, inverse.reshape(-1, 3), flat - low[owner],
-                      (point * axis[owner]).sum(1), high - low)
+    return FlatCharts(
+        vertex, owner, inverse.reshape(-1, 3), flat - low[owner], (point * axis[owner]).sum(1), high - low
+    )
 
 
 def cut_sprawling(surface: Surface, chart: Tensor, rounds: int = 3) -> Tensor:

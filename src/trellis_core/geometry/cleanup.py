@@ -24,7 +24,7 @@ from trellis_core.geometry.connectivity import (
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh
 
-DEGENERATE_AREA = 1e-12    # in the unit cube
+DEGENERATE_AREA = 1e-12  # in the unit cube
 
 
 def keep_faces(mesh: Mesh, keep: Tensor) -> Mesh:
@@ -144,15 +144,23 @@ def pair_crowded_edges(mesh: Mesh, edges: Edges, partner: Tensor) -> Tensor:
     start, _ = side_ends(mesh.faces)
     normals = face_normals(mesh.vertices, mesh.faces)[crowded // 3].tolist()
     at_edge: dict[int, list[tuple[int, int, list[float]]]] = {}
-    rows = zip(crowded.tolist(), edges.of_side.reshape(-1)[crowded].tolist(), start[crowded].tolist(), normals,
-               strict=True)
+    rows = zip(
+        crowded.tolist(),
+        edges.of_side.reshape(-1)[crowded].tolist(),
+        start[crowded].tolist(),
+        normals,
+        strict=True,
+    )
     for side, edge, begin, normal in rows:
         at_edge.setdefault(edge, []).append((side, begin, normal))
     partner = partner.clone().reshape(-1)
     for sides in at_edge.values():
         options = sorted(
             (-sum(x * y for x, y in zip(n0, n1, strict=True)), s0, s1)
-            for i, (s0, b0, n0) in enumerate(sides) for s1, b1, n1 in sides[i + 1:] if b0 != b1)
+            for i, (s0, b0, n0) in enumerate(sides)
+            for s1, b1, n1 in sides[i + 1 :]
+            if b0 != b1
+        )
         taken: set[int] = set()
         for _, s0, s1 in options:
             if s0 not in taken and s1 not in taken:
@@ -164,7 +172,9 @@ def pair_crowded_edges(mesh: Mesh, edges: Edges, partner: Tensor) -> Tensor:
 def split_vertices(mesh: Mesh, partner: Tensor) -> Mesh:
     """Give every fan of faces its own vertex: what remains is a manifold, possibly with boundary."""
     classes = corner_classes(mesh.faces, partner)
-    source = torch.zeros(int(classes.max()) + 1 if len(classes) else 0, dtype=torch.int64, device=classes.device)
+    source = torch.zeros(
+        int(classes.max()) + 1 if len(classes) else 0, dtype=torch.int64, device=classes.device
+    )
     source[classes.reshape(-1)] = mesh.faces.long().reshape(-1)
     return Mesh(mesh.vertices[source], classes.to(torch.int32))
 
@@ -222,7 +232,7 @@ def _straighten_once(mesh: Mesh, bad: Tensor) -> Mesh | None:
         if len(other) != 1 or other[0] in locked:
             continue
         (d,) = set(faces[other[0]].tolist()) - {a, b}
-        if around.get(d, set()) & around[c]:      # the new side would be a second edge between c and d
+        if around.get(d, set()) & around[c]:  # the new side would be a second edge between c and d
             continue
         before = torch.stack([faces[face], faces[other[0]]])
         after = torch.tensor([[a, d, c], [d, b, c]])
@@ -241,6 +251,7 @@ def _straighten_once(mesh: Mesh, bad: Tensor) -> Mesh | None:
 def _may_collapse(faces: Tensor, around: dict[int, set[int]], u: int, v: int) -> bool:
     """Link condition (Dey et al., 1999): the ends share no neighbour but the corners of their common faces."""
     common = around[u] & around[v]
+
     def ring(of: int) -> set[int]:
         return {x for face in around[of] for x in faces[face].tolist()} - {u, v}
 

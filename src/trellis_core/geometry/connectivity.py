@@ -16,13 +16,13 @@ from torch import Tensor
 class Edges:
     """The edges of a triangle list, sorted by (low vertex, high vertex)."""
 
-    vertices: Tensor      # int64 [E, 2]  low, high
-    face_count: Tensor    # int64 [E]     sides that lie on the edge
-    of_side: Tensor       # int64 [F, 3]  edge of each side
+    vertices: Tensor  # int64 [E, 2]  low, high
+    face_count: Tensor  # int64 [E]     sides that lie on the edge
+    of_side: Tensor  # int64 [F, 3]  edge of each side
 
 
 def edges_of(
-    faces: Tensor,        # int [F, 3]
+    faces: Tensor,  # int [F, 3]
 ) -> Edges:
     """Find all edges of a triangle list."""
     if len(faces) == 0:
@@ -56,9 +56,9 @@ def sides_of_edges(edges: Edges, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def connected_components(
-    pairs: Tensor,        # int64 [P, 2]
+    pairs: Tensor,  # int64 [P, 2]
     count: int,
-) -> Tensor:              # int64 [count]  smallest member of each node's component
+) -> Tensor:  # int64 [count]  smallest member of each node's component
     """Label nodes 0 .. count-1 by component: hook the larger root to the smaller, then jump pointers.
 
     Shiloach & Vishkin, "An O(log n) parallel connectivity algorithm" (1982).
@@ -107,7 +107,9 @@ def corner_classes(faces: Tensor, partner: Tensor) -> Tensor:
     other = partner.reshape(-1)[side]
     keep = side < other
     side, other = side[keep], other[keep]
-    opposed = start[side] == end[other]      # the usual case: neighbours run along the edge in opposite directions
+    opposed = (
+        start[side] == end[other]
+    )  # the usual case: neighbours run along the edge in opposite directions
     at_start = torch.where(opposed, next_corner(other), other)
     at_end = torch.where(opposed, other, next_corner(other))
     pairs = torch.cat([torch.stack([side, at_start], 1), torch.stack([next_corner(side), at_end], 1)])
@@ -122,12 +124,13 @@ def next_corner(corner: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class VertexFlags:
-    boundary: Tensor      # bool [V]  touches an edge with one face
-    manifold: Tensor      # bool [V]  at most two boundary edges and no edge with more than two faces
+    boundary: Tensor  # bool [V]  touches an edge with one face
+    manifold: Tensor  # bool [V]  at most two boundary edges and no edge with more than two faces
 
 
 def vertex_flags(edges: Edges, vertex_count: int) -> VertexFlags:
     """Which vertices lie on a boundary, and which have a clean neighbourhood."""
+
     def touching(chosen: Tensor) -> Tensor:
         return torch.bincount(edges.vertices[chosen].reshape(-1), minlength=vertex_count)
 
@@ -137,8 +140,8 @@ def vertex_flags(edges: Edges, vertex_count: int) -> VertexFlags:
 
 
 def boundary_loops(
-    faces: Tensor,        # int [F, 3]
-    partner: Tensor,      # int64 [F, 3]
+    faces: Tensor,  # int [F, 3]
+    partner: Tensor,  # int64 [F, 3]
 ) -> list[list[int]]:
     """Closed chains of sides without a partner, as vertex lists, each vertex at most once.
 
@@ -148,12 +151,12 @@ def boundary_loops(
     classes = corner_classes(faces, partner).reshape(-1)
     start, _ = side_ends(faces)
     free = torch.nonzero(partner.reshape(-1) < 0).reshape(-1)
-    enters = classes[free].tolist()                      # walking a side backwards arrives at its start
+    enters = classes[free].tolist()  # walking a side backwards arrives at its start
     leaves = classes[next_corner(free)].tolist()
     vertex = start[free].tolist()
     at: dict[int, int] = {}
     for index, fan in enumerate(leaves):
-        at[fan] = -1 if fan in at else index             # a fan with two ways out is not oriented: no loop
+        at[fan] = -1 if fan in at else index  # a fan with two ways out is not oriented: no loop
     visited = [False] * len(vertex)
     loops: list[list[int]] = []
     for first in range(len(vertex)):
@@ -174,8 +177,8 @@ def simple_loops(chain: list[int]) -> list[list[int]]:
     place: dict[int, int] = {}
     for vertex in chain:
         if vertex in place:
-            loop = stack[place[vertex]:]
-            del stack[place[vertex]:]
+            loop = stack[place[vertex] :]
+            del stack[place[vertex] :]
             for other in loop:
                 del place[other]
             loops.append(loop)

@@ -13,13 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from trellis_core.geometry.cleanup import component_sizes, pair_crowded_edges
-from trellis_core.geometry.connectivity import boundary_loops, edges_of, face_components, number_labels, partner_sides
+from trellis_core.geometry.connectivity import (
+    boundary_loops,
+    edges_of,
+    face_components,
+    number_labels,
+    partner_sides,
+)
 from trellis_core.geometry.types import Mesh
 
-LONGEST_LOOP = 200          # sides; the cost of triangulating grows with the cube
-SHAPE_WEIGHT = 0.05         # of squared side lengths against area: among equal areas take short diagonals
-EXISTING_EDGE = 1e6         # a diagonal that is already an edge would become non-manifold
-FLAKE = 0.6                 # a cap this large against its whole piece belongs to a flake, not to a hole
+LONGEST_LOOP = 200  # sides; the cost of triangulating grows with the cube
+SHAPE_WEIGHT = 0.05  # of squared side lengths against area: among equal areas take short diagonals
+EXISTING_EDGE = 1e6  # a diagonal that is already an edge would become non-manifold
+FLAKE = 0.6  # a cap this large against its whole piece belongs to a flake, not to a hole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,7 +33,7 @@ Ints = NDArray[np.int64]
 
 def fill_holes(
     mesh: Mesh,
-    max_perimeter: float,             # of any loop
+    max_perimeter: float,  # of any loop
     max_planar_perimeter: float = 0,  # of a loop within `flatness` of a plane
     flatness: float = 0,
 ) -> Mesh:
@@ -36,8 +42,12 @@ def fill_holes(
     partner = partner_sides(edges)
     loops = boundary_loops(mesh.faces, pair_crowded_edges(mesh, edges, partner))
     points = mesh.vertices.double().cpu().numpy()
-    chosen = [loop for loop in loops
-              if len(loop) <= LONGEST_LOOP and _is_small(points[loop], max_perimeter, max_planar_perimeter, flatness)]
+    chosen = [
+        loop
+        for loop in loops
+        if len(loop) <= LONGEST_LOOP
+        and _is_small(points[loop], max_perimeter, max_planar_perimeter, flatness)
+    ]
     if not chosen:
         return mesh
     piece, _ = number_labels(face_components(partner))
@@ -71,9 +81,9 @@ def _is_small(loop: Floats, limit: float, planar_limit: float, flatness: float) 
 
 
 def triangulate_loops(
-    points: Floats,       # [L, n, 3]  L loops of n vertices
-    index: Ints,          # [L, n]     their vertex numbers
-    known_edges: Ints,    # [E]        sorted keys low * vertex_count + high
+    points: Floats,  # [L, n, 3]  L loops of n vertices
+    index: Ints,  # [L, n]     their vertex numbers
+    known_edges: Ints,  # [E]        sorted keys low * vertex_count + high
     vertex_count: int,
 ) -> tuple[Ints, Floats]:
     """Cheapest triangulation of each loop: corners int64 [L, n-2, 3] within the loop, and its area [L]."""

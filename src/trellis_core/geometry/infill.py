@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DILATION = 8     # texels; beyond, the texture is only seen in coarse mip levels
-COARSE = 8       # texels per cell of the smooth fill
+DILATION = 8  # texels; beyond, the texture is only seen in coarse mip levels
+COARSE = 8  # texels per cell of the smooth fill
 OUTSIDE = -2
 
 
 def paint_texture(
-    values: Tensor,       # uint8 [Q, C]
-    index: Tensor,        # int64 [Q]     row * S + column, each once
+    values: Tensor,  # uint8 [Q, C]
+    index: Tensor,  # int64 [Q]     row * S + column, each once
     size: int,
-) -> Tensor:              # uint8 [S, S, C]
+) -> Tensor:  # uint8 [S, S, C]
     """An image with the given texels, and every other texel filled in."""
     channels = values.shape[1]
     if len(index) == 0:
@@ -42,8 +42,9 @@ def nearest_covered(covered: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     padded = width + 2
     index = torch.arange(height * width, device=covered.device, dtype=torch.int32).reshape(height, width)
     source = F.pad(torch.where(covered, index, -1), (1, 1, 1, 1), value=OUTSIDE).reshape(-1)
-    steps = torch.tensor([dy * padded + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dx or dy],
-                         device=covered.device)
+    steps = torch.tensor(
+        [dy * padded + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dx or dy], device=covered.device
+    )
     missing = F.pad(~covered, (1, 1, 1, 1)).float()[None, None]
     near_missing = F.max_pool2d(missing, 3, stride=1, padding=1)[0, 0].reshape(-1) > 0
     ring = torch.nonzero(near_missing & (source >= 0)).reshape(-1)
@@ -74,8 +75,10 @@ def smooth_fill(values: Tensor, index: Tensor, size: int) -> Tensor:
     image = (total / count.clamp_min(1)[:, None]).T.reshape(1, channels, side, side)
     coarse = push_pull(image, (count > 0).reshape(1, 1, side, side)).round().clamp(0, 255).to(torch.uint8)
     # one channel at a time: uint8 interpolation is several times faster than float and needs no large temporary
-    scaled = [F.interpolate(coarse[:, c:c + 1], size=(side * COARSE,) * 2, mode="bilinear", align_corners=False)
-              for c in range(channels)]
+    scaled = [
+        F.interpolate(coarse[:, c : c + 1], size=(side * COARSE,) * 2, mode="bilinear", align_corners=False)
+        for c in range(channels)
+    ]
     return torch.cat(scaled, 1)[0, :, :size, :size].permute(1, 2, 0).contiguous()
 
 

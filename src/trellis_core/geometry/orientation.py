@@ -23,16 +23,16 @@ from trellis_core.geometry.connectivity import (
 from trellis_core.geometry.triangles import face_areas, face_normals
 from trellis_core.geometry.types import Mesh
 
-MAX_FLOOD_SIDE = 256        # cells; finer grids are flooded at a coarser, still closed, resolution
-REACH = 3.0                 # cells to walk from a face before giving up
-CLEAR_VOTE = 0.1            # share of a component's area by which one side must win
+MAX_FLOOD_SIDE = 256  # cells; finer grids are flooded at a coarser, still closed, resolution
+REACH = 3.0  # cells to walk from a face before giving up
+CLEAR_VOTE = 0.1  # share of a component's area by which one side must win
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """The cells around an object that the outside can reach."""
 
-    outside: Tensor          # bool [G+2, G+2, G+2]  one free cell of padding on every side
+    outside: Tensor  # bool [G+2, G+2, G+2]  one free cell of padding on every side
 
     @property
     def cells(self) -> int:
@@ -97,7 +97,7 @@ def consistent_winding(faces: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
         turned = flip[frontier, None] ^ disagree[frontier]
         new = (near >= 0) & ~seen[near.clamp_min(0)]
         face, first = near[new], turned[new]
-        flip[face] = first            # two ways in that disagree: either is as good, the patches below tell
+        flip[face] = first  # two ways in that disagree: either is as good, the patches below tell
         seen[face] = True
         frontier = torch.unique(face)
     agree = has & ~(flip[:, None] ^ flip[neighbor.clamp_min(0)] ^ disagree)
@@ -132,7 +132,9 @@ def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
 
     def per_patch(values: Tensor) -> Tensor:
         shape = (count, *values.shape[1:])
-        return torch.zeros(shape, dtype=torch.float64, device=area.device).index_add_(0, patch, values.double())
+        return torch.zeros(shape, dtype=torch.float64, device=area.device).index_add_(
+            0, patch, values.double()
+        )
 
     total = per_patch(area).clamp_min(1e-30)
     vote = per_patch(area * outside_votes(mesh, around)) / total
@@ -170,8 +172,13 @@ def remove_enclosed(mesh: Mesh, around: Surroundings) -> Mesh:
     """
     if len(mesh.faces) == 0:
         return mesh
-    step = torch.tensor([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]],
-                        device=mesh.vertices.device) / around.cells
+    step = (
+        torch.tensor(
+            [[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]],
+            device=mesh.vertices.device,
+        )
+        / around.cells
+    )
     near = torch.stack([around.at(mesh.vertices + offset) for offset in step]).any(0)
     faces = mesh.faces.long()
     piece = connected_components(torch.cat([faces[:, :2], faces[:, 1:]]), len(mesh.vertices))

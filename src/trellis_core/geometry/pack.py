@@ -15,7 +15,7 @@ from torch import Tensor
 from trellis_core.geometry.charts import FlatCharts
 
 EXPECTED_COVERAGE = 0.6
-GOOD_FIT = 1.12           # how far the packed size may be off before packing again
+GOOD_FIT = 1.12  # how far the packed size may be off before packing again
 
 
 def pack(flat: FlatCharts, texture_size: int) -> Tensor:
@@ -38,12 +38,12 @@ def fit_shelves(size: np.ndarray, side: int, padding: int) -> tuple[float, np.nd
 
     def place(scale: float) -> np.ndarray | None:
         corner = np.zeros_like(size)
-        x = y = padding
+        x = y = float(padding)
         shelf = 0.0
         for chart in order:
             width, height = size[chart] * scale
             if x + width + padding > side and x > padding:
-                x, y, shelf = padding, y + shelf + padding, 0.0
+                x, y, shelf = float(padding), y + shelf + padding, 0.0
             if x + width + padding > side or y + height + padding > side:
                 return None
             corner[chart] = x, y
@@ -54,7 +54,9 @@ def fit_shelves(size: np.ndarray, side: int, padding: int) -> tuple[float, np.nd
     low, high = 0.0, side / max(float(size.max()), 1e-9)
     best = place(low)
     if best is None:
-        raise ValueError(f"{len(size)} charts with {padding} texels between them do not fit into {side} x {side}")
+        raise ValueError(
+            f"{len(size)} charts with {padding} texels between them do not fit into {side} x {side}"
+        )
     for _ in range(14):
         middle = 0.5 * (low + high)
         corner = place(middle)

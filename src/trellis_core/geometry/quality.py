@@ -7,6 +7,7 @@ texture coordinates. Knows nothing about how the mesh was made. Letters: V verti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,26 +28,26 @@ class QualityLimits:
     """What still passes. Shares are of all faces, edges or covered texels."""
 
     min_faces: int = 20
-    min_extent: float = 0.02          # longest side of the bounding box, world units
-    max_coordinate: float = 0.75      # the object lives in [-0.5, 0.5]
+    min_extent: float = 0.02  # longest side of the bounding box, world units
+    max_coordinate: float = 0.75  # the object lives in [-0.5, 0.5]
     max_components: int = 200
-    min_largest_share: float = 0.3    # of the area, in the largest component
+    min_largest_share: float = 0.3  # of the area, in the largest component
     max_boundary_share: float = 0.1
     max_non_manifold_share: float = 0.01
     max_sliver_share: float = 0.05
     max_flips: int = 0
     max_overlap: float = 1e-3
     min_coverage: float = 0.1
-    max_unsupported: float = 0.02     # texels without material
+    max_unsupported: float = 0.02  # texels without material
 
 
 def check_mesh(
     mesh: Mesh,
     *,
-    kernels: Kernels | None = None,          # needed to measure coverage and overlap of texture coordinates
+    kernels: Kernels | None = None,  # needed to measure coverage and overlap of texture coordinates
     texture_size: int = 1024,
     unsupported_texels: float = 0.0,
-    limits: QualityLimits = QualityLimits(),     # noqa: B008 (frozen)
+    limits: QualityLimits = QualityLimits(),
 ) -> QualityReport:
     """Measure a mesh. Positions that coincide count as one vertex, so texture seams are no borders."""
     metrics: dict[str, float | int | bool] = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
@@ -77,24 +78,47 @@ def check_mesh(
 
     complain("faces", value("faces") < limits.min_faces, "The mesh has only {value} faces.")
     complain("extent", value("extent") < limits.min_extent, "The object is only {value:.3f} units across.")
-    complain("largest_coordinate", value("largest_coordinate") > limits.max_coordinate,
-             "The geometry has burst out of its cube, up to {value:.2f}.")
+    complain(
+        "largest_coordinate",
+        value("largest_coordinate") > limits.max_coordinate,
+        "The geometry has burst out of its cube, up to {value:.2f}.",
+    )
     complain("components", value("components") > limits.max_components, "The mesh is in {value} pieces.")
-    complain("largest_component_share", value("largest_component_share") < limits.min_largest_share,
-             "The largest piece has only {value:.0%} of the surface.")
-    complain("boundary_share", value("boundary_share") > limits.max_boundary_share,
-             "{value:.1%} of the edges are open borders.")
-    complain("non_manifold_share", value("non_manifold_share") > limits.max_non_manifold_share,
-             "{value:.1%} of the edges have more than two faces.")
+    complain(
+        "largest_component_share",
+        value("largest_component_share") < limits.min_largest_share,
+        "The largest piece has only {value:.0%} of the surface.",
+    )
+    complain(
+        "boundary_share",
+        value("boundary_share") > limits.max_boundary_share,
+        "{value:.1%} of the edges are open borders.",
+    )
+    complain(
+        "non_manifold_share",
+        value("non_manifold_share") > limits.max_non_manifold_share,
+        "{value:.1%} of the edges have more than two faces.",
+    )
     complain("degenerate_faces", value("degenerate_faces") > 0, "{value} faces have no area.")
     complain("duplicate_faces", value("duplicate_faces") > 0, "{value} faces are repeated.")
-    complain("sliver_share", value("sliver_share") > limits.max_sliver_share, "{value:.1%} of the faces are slivers.")
+    complain(
+        "sliver_share",
+        value("sliver_share") > limits.max_sliver_share,
+        "{value:.1%} of the faces are slivers.",
+    )
     complain("uv_outside", value("uv_outside") > 0, "{value} texture coordinates are outside [0, 1].")
     complain("uv_flips", value("uv_flips") > limits.max_flips, "{value} faces are mirrored in the texture.")
-    complain("uv_overlap", value("uv_overlap") > limits.max_overlap, "{value:.2%} of the texels are used twice.")
-    complain("uv_coverage", value("uv_coverage") < limits.min_coverage, "Only {value:.0%} of the texture is used.")
-    complain("unsupported_texels", value("unsupported_texels") > limits.max_unsupported,
-             "{value:.1%} of the surface has no material.")
+    complain(
+        "uv_overlap", value("uv_overlap") > limits.max_overlap, "{value:.2%} of the texels are used twice."
+    )
+    complain(
+        "uv_coverage", value("uv_coverage") < limits.min_coverage, "Only {value:.0%} of the texture is used."
+    )
+    complain(
+        "unsupported_texels",
+        value("unsupported_texels") > limits.max_unsupported,
+        "{value:.1%} of the surface has no material.",
+    )
     complain("bad_normals", value("bad_normals") > 0, "{value} vertex normals are not of unit length.")
     return QualityReport(metrics, tuple(problems), not problems)
 
@@ -166,14 +190,18 @@ def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, floa
 
 def coverage_metrics(mesh: Mesh, kernels: Kernels, size: int) -> dict[str, float]:
     """Share of texel centres covered, and share of those covered by two faces away from their borders."""
-    def draw(sign: float) -> tuple[Tensor, Tensor]:
-        depth = sign * torch.arange(len(mesh.faces), device=mesh.faces.device, dtype=torch.float32)
-        corners = mesh.uvs[mesh.faces.long()].reshape(-1, 2) * size                    # type: ignore[index]
-        pixel = torch.cat([corners, depth.repeat_interleave(3)[:, None]], dim=1)
-        faces = torch.arange(3 * len(mesh.faces), device=depth.device, dtype=torch.int32).reshape(-1, 3)
-        return kernels["rasterize"](pixel, faces, size, size)                          # type: ignore[return-value]
+    assert mesh.uvs is not None
+    rasterize: Any = kernels["rasterize"]
+    order = torch.arange(len(mesh.faces), device=mesh.faces.device)
+    corners = mesh.uvs[mesh.faces.long()].reshape(-1, 2) * size
+    faces = torch.arange(3 * len(mesh.faces), device=order.device, dtype=torch.int32).reshape(-1, 3)
 
-    (first, weight), (last, last_weight) = draw(1.0), draw(-1.0)
+    def draw(depth: Tensor) -> tuple[Tensor, Tensor]:
+        pixel = torch.cat([corners, depth.float().repeat_interleave(3)[:, None]], dim=1)
+        face, weight = rasterize(pixel, faces, size, size)
+        return face, weight
+
+    (first, weight), (last, last_weight) = draw(order), draw(-order)
     inside = torch.minimum(weight.amin(-1), last_weight.amin(-1)) > 1e-3
     covered = int((first >= 0).sum())
     twice = int(((first != last) & inside).sum())

@@ -10,7 +10,7 @@ import torch
 
 from trellis_core.geometry.types import Mesh
 
-AGGRESSIVENESS = (3.0, 5.0, 7.0, 9.0)    # the next one only when a round stops above the target
+AGGRESSIVENESS = (3.0, 5.0, 7.0, 9.0)  # the next one only when a round stops above the target
 
 
 def simplify(mesh: Mesh, target_faces: int) -> Mesh:
@@ -23,6 +23,7 @@ def simplify(mesh: Mesh, target_faces: int) -> Mesh:
         if len(faces) <= target_faces:
             break
         points, faces = fast_simplification.simplify(
-            points, faces, target_count=target_faces, agg=aggressiveness)
+            points, faces, target_count=target_faces, agg=aggressiveness
+        )
     vertices = torch.from_numpy(points.astype("float32")).to(mesh.vertices.device)
     return Mesh(vertices, torch.from_numpy(faces.astype("int32")).to(mesh.faces.device))

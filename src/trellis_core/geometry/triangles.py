@@ -45,9 +45,9 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def vertex_normals(
-    vertices: Tensor,     # float32 [V, 3]
-    faces: Tensor,        # int [F, 3]
-) -> Tensor:              # float32 [V, 3]  unit
+    vertices: Tensor,  # float32 [V, 3]
+    faces: Tensor,  # int [F, 3]
+) -> Tensor:  # float32 [V, 3]  unit
     """Angle-weighted vertex normals (Thürmer & Wüthrich, 1998): they do not depend on the triangulation.
 
     A vertex whose faces cancel out takes the normal of its largest face; one without faces points up.
@@ -61,8 +61,10 @@ def vertex_normals(
     total.index_add_(0, faces.long().reshape(-1), (angles[:, :, None] * normals[:, None]).reshape(-1, 3))
     lost = total.norm(dim=1) < 1e-6
     if bool(lost.any()):
-        order = torch.argsort(face_areas(vertices, faces), stable=True)   # the largest face writes last
-        fallback = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=vertices.device).repeat(len(vertices), 1)
+        order = torch.argsort(face_areas(vertices, faces), stable=True)  # the largest face writes last
+        fallback = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=vertices.device).repeat(
+            len(vertices), 1
+        )
         for face in order[lost[faces[order].long()].any(1)].tolist():
             if bool(normals[face].any()):
                 fallback[faces[face].long()] = normals[face]

@@ -6,6 +6,8 @@ texel density. Letters: V vertices, F faces, W vertices after cutting.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,16 +26,16 @@ from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import Kernels
 
 OVERLAP_ROUNDS = 3
-OVERLAP_RASTER = 1024     # side of the raster on which overlaps are searched
+OVERLAP_RASTER = 1024  # side of the raster on which overlaps are searched
 
 
 def unwrap(
     mesh: Mesh,
     texture_size: int,
     *,
-    layer_gap: float,                # layers of one chart closer than this are one surface
+    layer_gap: float,  # layers of one chart closer than this are one surface
     kernels: Kernels,
-) -> tuple[Mesh, Tensor]:            # with uvs, and int64 [W] the vertex that each vertex came from
+) -> tuple[Mesh, Tensor]:  # with uvs, and int64 [W] the vertex that each vertex came from
     """Give a mesh texture coordinates; vertices on chart borders are duplicated."""
     surface = surface_of(mesh, partner_sides(edges_of(mesh.faces)))
     chart = make_charts(surface)
@@ -59,9 +61,9 @@ def overlapping_faces(flat: FlatCharts, layer_gap: float, kernels: Kernels) -> T
     scale, corner = fit_shelves(flat.size.numpy().astype(np.float64), side, padding=1)
     pixel = flat.points * scale + torch.from_numpy(corner).float()[flat.chart]
     faces = flat.faces.to(torch.int32)
-    pictures = [kernels["rasterize"](torch.cat([pixel, (sign * flat.height)[:, None]], 1), faces, side, side)
-                for sign in (-1.0, 1.0)]
-    (top, top_weight), (bottom, bottom_weight) = pictures       # type: ignore[misc]
+    rasterize: Any = kernels["rasterize"]
+    top, top_weight = rasterize(torch.cat([pixel, -flat.height[:, None]], 1), faces, side, side)
+    bottom, bottom_weight = rasterize(torch.cat([pixel, flat.height[:, None]], 1), faces, side, side)
     double = top != bottom
     above = flat.height[flat.faces[top[double].long()]] * top_weight[double]
     below = flat.height[flat.faces[bottom[double].long()]] * bottom_weight[double]

@@ -24,7 +24,9 @@ def write_file(path: Path, parts: Iterable[bytes]) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}", hint=_hint(error, path)) from error
+        raise OutputError(
+            f"cannot write `{path}`: {error.strerror or error}", hint=_hint(error, path)
+        ) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

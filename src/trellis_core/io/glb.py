@@ -18,8 +18,8 @@ def write_glb(
     asset: Asset,
     path: Path,
     *,
-    texture_format: str | None = None,       # webp or png; None takes the asset's export settings
-    quality: int | None = WEBP_QUALITY,      # of a WebP base color; None is lossless
+    texture_format: str | None = None,  # webp or png; None takes the asset's export settings
+    quality: int | None = WEBP_QUALITY,  # of a WebP base color; None is lossless
 ) -> None:
     """Write an asset as GLB. Raises `OutputError` when the file cannot be written."""
     write_file(Path(path), glb_parts(asset, texture_format or texture_format_of(asset), quality))
@@ -32,6 +32,8 @@ def glb_parts(asset: Asset, texture_format: str, quality: int | None) -> list[by
     length = 12 + 8 + len(text) + 8 + len(binary)
     return [
         struct.pack("<4sII", MAGIC, VERSION, length),
-        struct.pack("<I4s", len(text), JSON_CHUNK), text,
-        struct.pack("<I4s", len(binary), BINARY_CHUNK), binary,
+        struct.pack("<I4s", len(text), JSON_CHUNK),
+        text,
+        struct.pack("<I4s", len(binary), BINARY_CHUNK),
+        binary,
     ]

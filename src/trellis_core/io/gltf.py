@@ -24,8 +24,8 @@ UNSIGNED_SHORT, UNSIGNED_INT, FLOAT = 5123, 5125, 5126
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
 
-WEBP_QUALITY = 90        # of the base color; the metallic-roughness texture holds numbers and is always lossless
-WEBP_EFFORT = 1          # 0 .. 6; more effort costs seconds and saves a few per cent
+WEBP_QUALITY = 90  # of the base color; the metallic-roughness texture holds numbers and is always lossless
+WEBP_EFFORT = 1  # 0 .. 6; more effort costs seconds and saves a few per cent
 PNG_LEVEL = 4
 
 
@@ -48,7 +48,7 @@ class Buffer:
 
 def build_gltf(
     asset: Asset,
-    texture_format: str = "webp",        # webp or png
+    texture_format: str = "webp",  # webp or png
     quality: int | None = WEBP_QUALITY,  # of the WebP base color; None is lossless
 ) -> tuple[dict[str, Any], bytes]:
     """The JSON document (one buffer, without uri) and the buffer's bytes."""
@@ -59,35 +59,61 @@ def build_gltf(
     def attribute(values: Tensor, kind: str, **more: Any) -> int:
         array = values.detach().cpu().numpy().astype("<f4")
         view = buffer.add(array.tobytes(), ARRAY_BUFFER)
-        accessors.append({"bufferView": view, "componentType": FLOAT, "count": len(array), "type": kind, **more})
+        accessors.append(
+            {"bufferView": view, "componentType": FLOAT, "count": len(array), "type": kind, **more}
+        )
         return len(accessors) - 1
 
     indices, component = index_array(mesh.faces, len(mesh.vertices))
-    accessors.append({"bufferView": buffer.add(indices.tobytes(), ELEMENT_ARRAY_BUFFER), "componentType": component,
-                      "count": int(indices.size), "type": "SCALAR"})
+    accessors.append(
+        {
+            "bufferView": buffer.add(indices.tobytes(), ELEMENT_ARRAY_BUFFER),
+            "componentType": component,
+            "count": int(indices.size),
+            "type": "SCALAR",
+        }
+    )
     points = to_y_up(mesh.vertices)
-    attributes = {"POSITION": attribute(points, "VEC3", min=points.amin(0).tolist(), max=points.amax(0).tolist())}
+    attributes = {
+        "POSITION": attribute(points, "VEC3", min=points.amin(0).tolist(), max=points.amax(0).tolist())
+    }
     if mesh.normals is not None:
         attributes["NORMAL"] = attribute(to_y_up(mesh.normals), "VEC3")
     if mesh.uvs is not None:
         attributes["TEXCOORD_0"] = attribute(mesh.uvs, "VEC2")
 
-    with ThreadPoolExecutor(2) as pool:      # the encoders release the interpreter lock
-        images = list(pool.map(lambda job: encode_image(*job), [
-            (material.base_color, texture_format, quality),
-            (material.metallic_roughness, texture_format, None)]))
+    with ThreadPoolExecutor(2) as pool:  # the encoders release the interpreter lock
+        images = list(
+            pool.map(
+                lambda job: encode_image(*job),
+                [
+                    (material.base_color, texture_format, quality),
+                    (material.metallic_roughness, texture_format, None),
+                ],
+            )
+        )
     mime = f"image/{texture_format}"
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "trellis"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "asset"}],
-        "meshes": [{"name": "asset", "primitives": [{"attributes": attributes, "indices": 0, "material": 0}]}],
+        "meshes": [
+            {"name": "asset", "primitives": [{"attributes": attributes, "indices": 0, "material": 0}]}
+        ],
         "materials": [gltf_material(asset)],
-        "samplers": [{"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR,
-                      "wrapS": CLAMP_TO_EDGE, "wrapT": CLAMP_TO_EDGE}],
-        "images": [{"bufferView": buffer.add(image), "mimeType": mime, "name": name}
-                   for image, name in zip(images, ("base_color", "metallic_roughness"), strict=True)],
+        "samplers": [
+            {
+                "magFilter": LINEAR,
+                "minFilter": LINEAR_MIPMAP_LINEAR,
+                "wrapS": CLAMP_TO_EDGE,
+                "wrapT": CLAMP_TO_EDGE,
+            }
+        ],
+        "images": [
+            {"bufferView": buffer.add(image), "mimeType": mime, "name": name}
+            for image, name in zip(images, ("base_color", "metallic_roughness"), strict=True)
+        ],
         "textures": [gltf_texture(number, texture_format) for number in (0, 1)],
         "accessors": accessors,
         "bufferViews": buffer.views,

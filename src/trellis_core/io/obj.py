@@ -24,8 +24,14 @@ def write_obj(asset: Asset, path: Path) -> None:
         write_file(path.with_name(names[name]), [encode_image(image, "png")])
 
     library = path.with_suffix(".mtl").name.replace(" ", "_")
-    lines = ["newmtl material", "Kd 1 1 1", "Ks 0 0 0", f"map_Kd {names['base_color']}",
-             f"map_Pr {names['roughness']}", f"map_Pm {names['metallic']}"]
+    lines = [
+        "newmtl material",
+        "Kd 1 1 1",
+        "Ks 0 0 0",
+        f"map_Kd {names['base_color']}",
+        f"map_Pr {names['roughness']}",
+        f"map_Pm {names['metallic']}",
+    ]
     if "alpha" in names:
         lines.append(f"map_d {names['alpha']}")
     write_file(path.with_name(library), ["\n".join(lines).encode() + b"\n"])
@@ -41,11 +47,15 @@ def obj_text(asset: Asset, library: str) -> str:
     lines = ["# trellis", f"mtllib {library}", "o asset", "usemtl material"]
     lines += ["v %.7g %.7g %.7g" % tuple(row) for row in to_y_up(mesh.vertices).tolist()]  # noqa: UP031 (fast)
     if mesh.uvs is not None:
-        lines += ["vt %.7g %.7g" % (u, 1 - v) for u, v in mesh.uvs.tolist()]               # noqa: UP031
+        lines += ["vt %.7g %.7g" % (u, 1 - v) for u, v in mesh.uvs.tolist()]  # noqa: UP031
     if mesh.normals is not None:
         lines += ["vn %.5g %.5g %.5g" % tuple(row) for row in to_y_up(mesh.normals).tolist()]  # noqa: UP031
-    corner = {(False, False): "{0}", (True, False): "{0}/{0}", (False, True): "{0}//{0}",
-              (True, True): "{0}/{0}/{0}"}[mesh.uvs is not None, mesh.normals is not None]
+    corner = {
+        (False, False): "{0}",
+        (True, False): "{0}/{0}",
+        (False, True): "{0}//{0}",
+        (True, True): "{0}/{0}/{0}",
+    }[mesh.uvs is not None, mesh.normals is not None]
     face = "f " + " ".join(corner.replace("0", str(n)) for n in range(3))
     lines += [face.format(a, b, c) for a, b, c in (mesh.faces.long() + 1).tolist()]
     return "\n".join(lines) + "\n"

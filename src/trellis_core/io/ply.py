@@ -19,14 +19,18 @@ PLY_TYPES = {"f4": "float", "u1": "uchar"}
 def write_ply(asset: Asset, path: Path) -> None:
     """Write an asset's mesh with the base color at each vertex; the texture itself does not fit into PLY."""
     mesh = asset.mesh
-    columns: list[tuple[str, str, Tensor]] = list(zip("xyz", ["f4"] * 3, mesh.vertices.unbind(1), strict=True))
+    columns: list[tuple[str, str, Tensor]] = list(
+        zip("xyz", ["f4"] * 3, mesh.vertices.unbind(1), strict=True)
+    )
     if mesh.normals is not None:
         columns += zip(("nx", "ny", "nz"), ["f4"] * 3, mesh.normals.unbind(1), strict=True)
     if mesh.uvs is not None:
         columns += [("s", "f4", mesh.uvs[:, 0]), ("t", "f4", 1 - mesh.uvs[:, 1])]
         color = look_up(asset.material.base_color, mesh.uvs)
         columns += zip(("red", "green", "blue", "alpha"), ["u1"] * 4, color.unbind(1), strict=True)
-    vertices: NDArray[Any] = np.zeros(len(mesh.vertices), dtype=[(name, "<" + kind) for name, kind, _ in columns])
+    vertices: NDArray[Any] = np.zeros(
+        len(mesh.vertices), dtype=[(name, "<" + kind) for name, kind, _ in columns]
+    )
     for name, _, values in columns:
         vertices[name] = values.cpu().numpy()
     faces: NDArray[Any] = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("index", "<i4", 3)])
