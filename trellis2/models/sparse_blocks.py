@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from trellis_core.kernels.table import Kernels
@@ -44,7 +45,7 @@ class SparseConvNeXtBlock3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         h = self.conv(x).feats
-        return x.replace(map_rows(lambda rows: self.mlp(self.norm(rows)), h) + x.feats)
+        return x.replace(_add(map_rows(lambda rows: self.mlp(self.norm(rows)), h), x.feats))
 
 
 class SparseResBlock(nn.Module):
@@ -71,7 +72,8 @@ class SparseResBlock(nn.Module):
         return x.replace(map_rows(partial(silu_rows, self.norm1), x.feats))
 
     def second(self, x: SparseTensor) -> SparseTensor:
-        return x.replace(map_rows(partial(silu_rows, self.norm2), x.feats))
+        """Overwrites its input, which nobody else holds."""
+        return x.replace(map_rows(partial(silu_rows, self.norm2), x.feats, overwrite=True))
 
     def subdivision(self, x: SparseTensor) -> SparseTensor:
         """Logits [P, 8], from the block's input."""
@@ -94,7 +96,7 @@ class SparseResBlockS2C3d(SparseResBlock):
         h = space_to_channel(self.conv1(self.first(x)))
         h = self.conv2(self.second(h))
         skip = space_to_channel(x).feats
-        return h.replace(h.feats + skip.unflatten(1, (self.out_channels, -1)).mean(2))
+        return h.replace(_add(h.feats, skip.unflatten(1, (self.out_channels, -1)).mean(2)))
 
 
 class SparseResBlockC2S3d(SparseResBlock):
@@ -123,8 +125,7 @@ class SparseResBlockC2S3d(SparseResBlock):
         h = SparseTensor.on(links.fine, take_children(h.feats, links))
         h = self.conv2(self.second(h))
         skip = take_children(x.feats, links)
-        repeated = h.feats.unflatten(1, (skip.shape[1], -1)) + skip[:, :, None]
-        return h.replace(repeated.flatten(1)), logits
+        return h.replace(_add(h.feats.unflatten(1, (skip.shape[1], -1)), skip[:, :, None]).flatten(1)), logits
 
 
 class SparseResBlockDownsample3d(SparseResBlock):
@@ -137,7 +138,7 @@ class SparseResBlockDownsample3d(SparseResBlock):
     def forward(self, x: SparseTensor) -> SparseTensor:
         h = self.conv1(pool_mean(self.first(x)))
         h = self.conv2(self.second(h))
-        return h.replace(h.feats + self.skip_connection(pool_mean(x).feats))
+        return h.replace(_add(h.feats, self.skip_connection(pool_mean(x).feats)))
 
 
 class SparseResBlockUpsample3d(SparseResBlock):
@@ -156,7 +157,7 @@ class SparseResBlockUpsample3d(SparseResBlock):
         mask = _mask(logits, subdiv)
         h = self.conv1(repeat_parents(self.first(x), mask))
         h = self.conv2(self.second(h))
-        return h.replace(h.feats + self.skip_connection(repeat_parents(x, mask).feats)), logits
+        return h.replace(_add(h.feats, self.skip_connection(repeat_parents(x, mask).feats))), logits
 
 
 class SparseResBlockPlain3d(SparseResBlock):
@@ -171,7 +172,7 @@ class SparseResBlockPlain3d(SparseResBlock):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         h = self.conv2(self.second(self.conv1(self.first(x))))
-        return h.replace(h.feats + self.skip_connection(x.feats))
+        return h.replace(_add(h.feats, self.skip_connection(x.feats)))
 
 
 def sparse_res_block(
@@ -213,6 +214,11 @@ def _mask(logits: SparseTensor | None, subdiv: Tensor | None) -> Tensor | None:
     if subdiv is not None:
         return subdiv > 0
     return None if logits is None else logits.feats > 0
+
+
+def _add(total: Tensor, skip: Tensor) -> Tensor:
+    """`total + skip`, in place of `total` when no gradient will ask for it."""
+    return total + skip if torch.is_grad_enabled() else total.add_(skip)
 
 
 def _skip(channels: int, out_channels: int) -> nn.Module:

@@ -173,7 +173,13 @@ class FlexiDualGridVaeEncoder(SparseUnetVaeEncoder):
         kernels: Kernels | None = None,
     ) -> None:
         super().__init__(
-            6, model_channels, latent_channels, num_blocks, block_type, down_block_type, block_args,
+            6,
+            model_channels,
+            latent_channels,
+            num_blocks,
+            block_type,
+            down_block_type,
+            block_args,
             kernels=kernels,
         )
 

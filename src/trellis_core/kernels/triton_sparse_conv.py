@@ -41,11 +41,10 @@ def apply_triton(
         return out
     block_n = 128 if outputs >= 128 else max(16, triton.next_power_of_2(outputs))
     block_k = min(64 if feats.element_size() == 2 else 32, max(16, triton.next_power_of_2(channels)))
-    # one row of the map per tap: programs read it contiguously
     grid = (triton.cdiv(count, 128), triton.cdiv(outputs, block_n))
     kernel: Any = _convolve
     kernel[grid](
-        feats.contiguous(), neighbors.t().contiguous(), weight.to(feats.dtype).permute(1, 2, 0).contiguous(),
+        feats.contiguous(), neighbors.contiguous(), weight.to(feats.dtype).permute(1, 2, 0).contiguous(),
         feats if bias is None else bias.to(feats.dtype), out,
         count, channels, outputs, taps,
         HAS_BIAS=bias is not None, WIDEN=widen,
@@ -66,10 +65,10 @@ def _convolve(
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    taken = neighbors + rows
+    taken = neighbors + rows.to(tl.int64) * taps
     for tap in range(taps):
         found = tl.load(taken, mask=rows < count, other=-1)
-        taken += count  # a pointer, not an index: taps times rows can exceed 31 bits
+        taken += 1
         if tl.max(found, 0) >= 0:  # some row of the block has this neighbour
             starts = found.to(tl.int64) * channels
             for start in range(0, channels, BLOCK_K):

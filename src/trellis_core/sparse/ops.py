@@ -14,6 +14,8 @@ from torch import Tensor
 from trellis_core.sparse.plan import RowLayout
 from trellis_core.sparse.tensor import SparseTensor, VarLen
 
+CHUNK_ELEMENTS = 1 << 24  # of the features that `map_rows` works on at a time
+
 Ragged = SparseTensor | VarLen
 Kind = TypeVar("Kind", SparseTensor, VarLen)
 
@@ -83,14 +85,17 @@ def pad_samples(x: Ragged) -> tuple[Tensor, Tensor]:
 def map_rows(
     function: Callable[[Tensor], Tensor],
     feats: Tensor,  # [T, C]
-    elements: int = 1 << 24,
+    overwrite: bool = False,
 ) -> Tensor:  # [T, ...]
-    """Apply a row-wise function; without gradients chunk by chunk, to keep its intermediate values small."""
-    rows = max(1, elements // max(1, feats.shape[1]))
-    if torch.is_grad_enabled() or len(feats) <= rows:
+    """Apply a row-wise function; without gradients chunk by chunk, to keep its intermediate values small.
+
+    With `overwrite` the result takes the place of `feats` (same shape and dtype), unless gradients need it.
+    """
+    rows = max(1, CHUNK_ELEMENTS // max(1, feats.shape[1]))
+    if torch.is_grad_enabled() or (len(feats) <= rows and not overwrite):
         return function(feats)
     first = function(feats[:rows])
-    out = first.new_empty(len(feats), *first.shape[1:])
+    out = feats if overwrite else first.new_empty(len(feats), *first.shape[1:])
     out[:rows] = first
     for start in range(rows, len(feats), rows):
         out[start : start + rows] = function(feats[start : start + rows])
@@ -98,7 +103,7 @@ def map_rows(
 
 
 def _flat(x: Ragged) -> Tensor:
-    return x.feats.reshape(len(x.feats), -1)
+    return x.feats.flatten(1)
 
 
 def _sum_rows(x: Ragged, values: Tensor) -> Tensor:

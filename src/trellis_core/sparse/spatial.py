@@ -17,9 +17,10 @@ from trellis_core.sparse.tensor import SparseTensor
 def space_to_channel(x: SparseTensor) -> SparseTensor:
     """`[T, C]` -> `[P, 8 C]` on the parents; missing children are zeros."""
     coarse, links = _coarser(x)
-    stacked = x.feats.new_zeros(links.parents * 8, x.feats.shape[1])
+    channels = x.feats.shape[1]
+    stacked = x.feats.new_zeros(links.parents * 8, channels)
     stacked = stacked.index_copy(0, links.slots.long(), x.feats)
-    return SparseTensor.on(coarse, stacked.view(links.parents, -1))
+    return SparseTensor.on(coarse, stacked.view(links.parents, 8 * channels))
 
 
 def channel_to_space(x: SparseTensor, mask: Tensor | None = None) -> SparseTensor:
@@ -30,7 +31,7 @@ def channel_to_space(x: SparseTensor, mask: Tensor | None = None) -> SparseTenso
 
 def take_children(feats: Tensor, links: Links) -> Tensor:
     """`[P, 8 C]` -> `[T, C]`: each child's slice of its parent."""
-    return feats.reshape(links.parents * 8, -1).index_select(0, links.slots)
+    return feats.reshape(links.parents * 8, feats.shape[1] // 8).index_select(0, links.slots)
 
 
 def pool_mean(x: SparseTensor) -> SparseTensor:
