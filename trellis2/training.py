@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trellis2.models import MODELS
+from trellis2.release import ReleaseFacts, TrainedNetwork, write_release
 from trellis_core.models.image_encoder import prepare_images
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.checkpoints import averaged_weights
@@ -38,10 +39,12 @@ from trellis_core.training.objectives import (
     velocity_target,
 )
 from trellis_core.training.optimizer import OptimizerSettings
+from trellis_core.training.precision import Float32Attention
 from trellis_core.training.regressor import VoxelRegressor, regression_losses
 from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
 from trellis_core.training.synthetic.objects import CATEGORIES
 from trellis_core.training.synthetic.shards import Dataset, load_shards
+
 
 @dataclass(frozen=True, eq=False)
 class Workshop:
@@ -49,7 +52,7 @@ class Workshop:
 
     recipe: Mapping[str, Any]
     dataset: Dataset
-    run: Path                    # where checkpoints of stages lie
+    run: Path  # where checkpoints of stages lie
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def settings(self, stage: str) -> Mapping[str, Any]:
@@ -58,7 +61,7 @@ class Workshop:
     def build(self, name: str) -> nn.Module:
         """A network of the recipe with random weights."""
         entry = self.recipe["models"][name]
-        network = MODELS[entry["name"]](**entry["args"])
+        network = MODELS[entry["name"]](**entry["args"], kernels=Float32Attention())
         network.initialize()  # type: ignore[operator]
         return network
 
@@ -93,20 +96,23 @@ class Workshop:
         return latent + settings["latent_noise"] * torch.randn(latent.shape, generator=self.generator)
 
     def latents(self, kind: Literal["shape", "texture"]) -> Latents:
-        """Normalised posterior means of the whole dataset, made once and kept in the run folder."""
+        """Normalised posterior means of the first `latent_objects`, made once and kept in the run folder."""
         path = self.run / f"{kind}_latents.safetensors"
         if not path.exists():
             self._encode(path, kind)
         stored = load_file(path)
         mean, std = stored["feats"].float().mean(dim=0), stored["feats"].float().std(dim=0)
-        return Latents(stored["coords"], (stored["feats"].float() - mean) / std, stored["starts"].numpy(), mean, std)
+        return Latents(
+            stored["coords"], (stored["feats"].float() - mean) / std, stored["starts"].numpy(), mean, std
+        )
 
     @torch.no_grad()
     def _encode(self, path: Path, kind: Literal["shape", "texture"]) -> None:
         name = "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder"
         encoder = self.finished(f"{kind}_vae", name)
         parts = []
-        for chosen in np.array_split(np.arange(len(self.dataset)), max(len(self.dataset) // 16, 1)):
+        count = min(self.recipe["latent_objects"], len(self.dataset))
+        for chosen in np.array_split(np.arange(count), max(count // 16, 1)):
             voxels = self.voxel_batch(chosen)
             inputs = (voxels.position, voxels.flags) if kind == "shape" else (voxels.attrs,)
             parts.append(encoder(*inputs)[0])
@@ -120,19 +126,19 @@ class Workshop:
             path,
         )
 
-    def times(self, settings: Mapping[str, Any], count: int) -> Tensor:    # float32 [B]
+    def times(self, settings: Mapping[str, Any], count: int) -> Tensor:  # float32 [B]
         """Times of a batch, logit-normal."""
         mean, std = settings["times"]
         return logit_normal_times(count, mean, std, self.generator)
 
-    def conditions(self, chosen: np.ndarray, drop: float = 0.1) -> Tensor:    # float32 [B, M, C]
+    def conditions(self, chosen: np.ndarray, drop: float = 0.1) -> Tensor:  # float32 [B, M, C]
         """Tokens of a random view of each object, zeros with probability `drop`."""
         views = torch.randint(self.features.shape[1], (len(chosen),), generator=self.generator)
         keep = torch.rand(len(chosen), generator=self.generator) >= drop
         return self.features[torch.from_numpy(chosen), views].float() * keep[:, None, None]
 
     @cached_property
-    def features(self) -> Tensor:          # float16 [n, V, M, C]
+    def features(self) -> Tensor:  # float16 [n, V, M, C]
         """Picture tokens of every view, made once by the finished encoder and kept in the run folder."""
         path = self.run / "features.safetensors"
         if path.exists():
@@ -149,7 +155,7 @@ class Workshop:
         return features
 
     @cached_property
-    def tokens(self) -> np.ndarray:        # bool [n, R, R, R]  token grid
+    def tokens(self) -> np.ndarray:  # bool [n, R, R, R]  token grid
         return occupancy_grids(self.dataset, self.recipe["resolution"], self.recipe["token_resolution"])
 
 
@@ -157,28 +163,28 @@ class Workshop:
 class VoxelBatch:
     """The voxels of several objects, as the encoders take them."""
 
-    position: SparseTensor       # float32 [T, 3]  dual vertex in its voxel, [0, 1]
-    flags: Tensor                # bool [T, 3]
-    attrs: SparseTensor          # float32 [T, 6]  [-1, 1]
+    position: SparseTensor  # float32 [T, 3]  dual vertex in its voxel, [0, 1]
+    flags: Tensor  # bool [T, 3]
+    attrs: SparseTensor  # float32 [T, 6]  [-1, 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Latents:
     """Normalised latents of many objects."""
 
-    coords: Tensor               # uint8 [T, 3]
-    feats: Tensor                # float32 [T, C]
-    starts: np.ndarray           # int64 [n + 1]
-    mean: Tensor                 # float32 [C]  of the raw latents
-    std: Tensor                  # float32 [C]
+    coords: Tensor  # uint8 [T, 3]
+    feats: Tensor  # float32 [T, C]
+    starts: np.ndarray  # int64 [n + 1]
+    mean: Tensor  # float32 [C]  of the raw latents
+    std: Tensor  # float32 [C]
 
-    def batch(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:    # int32 [T, 4], float32 [T, C]
+    def batch(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:  # int32 [T, 4], float32 [T, C]
         """Coordinates with their sample number, and features, of the chosen objects."""
         coords, rows = stacked(self.starts, chosen)
         return torch.cat([coords, self.coords[rows].int()], dim=1), self.feats[rows]
 
 
-def stacked(starts: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:    # int32 [T, 1], int64 [T]
+def stacked(starts: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:  # int32 [T, 1], int64 [T]
     """The rows of the chosen objects one after the other, and which object of the choice each belongs to."""
     rows = [np.arange(starts[i], starts[i + 1]) for i in chosen]
     sample = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(r) for r in rows])
@@ -193,7 +199,12 @@ def train_image_encoder(shop: Workshop) -> tuple[nn.Module, Objective]:
     settings, grid = shop.settings("image_encoder"), shop.recipe["regressor"]["grid"]
     size = shop.recipe["models"]["image_encoder"]["args"]
     regressor = VoxelRegressor(
-        size["hidden_size"], size["num_attention_heads"], shop.recipe["regressor"]["num_blocks"], grid, len(CATEGORIES)
+        size["hidden_size"],
+        size["num_attention_heads"],
+        shop.recipe["regressor"]["num_blocks"],
+        grid,
+        len(CATEGORIES),
+        Float32Attention(),
     )
     model = nn.ModuleDict({"image_encoder": shop.build("image_encoder"), "regressor": regressor})
     sharpen_positions(model["image_encoder"])
@@ -226,7 +237,7 @@ def sharpen_positions(encoder: nn.Module) -> None:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
 
-def random_pictures(shop: Workshop, chosen: np.ndarray) -> Tensor:    # float32 [B, 3, S, S]
+def random_pictures(shop: Workshop, chosen: np.ndarray) -> Tensor:  # float32 [B, 3, S, S]
     """One random view of each object, normalised for the encoder."""
     views = torch.randint(shop.dataset.pictures.shape[1], (len(chosen),), generator=shop.generator).numpy()
     pictures = torch.from_numpy(shop.dataset.pictures[chosen, views]).permute(0, 3, 1, 2).float() / 255
@@ -248,8 +259,13 @@ def train_structure_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
         bce = F.binary_cross_entropy_with_logits(logits, occupancy)
         kl = kl_divergence(mean, logvar)
         wrong = ((logits > 0) != (occupancy > 0)).float().mean()
-        return {"loss": 5 * bce + settings["kl"] * kl, "bce": bce.detach(), "kl": kl.detach(), "wrong": wrong,
-                "std": mean.detach().std()}
+        return {
+            "loss": 5 * bce + settings["kl"] * kl,
+            "bce": bce.detach(),
+            "kl": kl.detach(),
+            "wrong": wrong,
+            "std": mean.detach().std(),
+        }
 
     return model, objective
 
@@ -270,14 +286,25 @@ def train_shape_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
         position = (grid.dual_vertices - voxels.position.feats).abs().mean()
         masks = [s.plan.expand().mask for s in subdivisions]
         split = torch.stack(
-            [F.binary_cross_entropy_with_logits(s.feats, m.float()) for s, m in zip(subdivisions, masks, strict=True)]
+            [
+                F.binary_cross_entropy_with_logits(s.feats, m.float())
+                for s, m in zip(subdivisions, masks, strict=True)
+            ]
         ).sum()
         kl = kl_divergence(mean.feats, logvar.feats)
         wrong = (grid.crossings != voxels.flags).float().mean()
         split_wrong = ((subdivisions[-1].feats > 0) != masks[-1]).float().mean()
         loss = crossing + settings["position"] * position + split + settings["kl"] * kl
-        return {"loss": loss, "crossing": crossing, "position": position, "split": split, "kl": kl,
-                "wrong": wrong, "split_wrong": split_wrong, "std": mean.feats.detach().std()}
+        return {
+            "loss": loss,
+            "crossing": crossing,
+            "position": position,
+            "split": split,
+            "kl": kl,
+            "wrong": wrong,
+            "split_wrong": split_wrong,
+            "std": mean.feats.detach().std(),
+        }
 
     return model, objective
 
@@ -294,8 +321,13 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
         error = (model["tex_slat_decoder"](latent)[0].feats - voxels.attrs.feats).abs()
         kl = kl_divergence(mean.feats, logvar.feats)
-        return {"loss": error.mean() + settings["kl"] * kl, "color": error[:, :3].mean(), "rest": error[:, 3:5].mean(),
-                "kl": kl, "std": mean.feats.detach().std()}
+        return {
+            "loss": error.mean() + settings["kl"] * kl,
+            "color": error[:, :3].mean(),
+            "rest": error[:, 3:5].mean(),
+            "kl": kl,
+            "std": mean.feats.detach().std(),
+        }
 
     return model, objective
 
@@ -314,7 +346,9 @@ def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
         x, t = latents[chosen], shop.times(settings, len(chosen))
         noise = torch.randn(x.shape, generator=shop.generator)
         scale = t.view(-1, 1, 1, 1, 1)
-        predicted = model["sparse_structure_flow_model"](noised(x, noise, scale), 1000 * t, shop.conditions(chosen))
+        predicted = model["sparse_structure_flow_model"](
+            noised(x, noise, scale), 1000 * t, shop.conditions(chosen)
+        )
         error = (predicted - velocity_target(x, noise)).square().mean(dim=(1, 2, 3, 4))
         return {"loss": error.mean(), **by_time(error, t)}
 
@@ -329,7 +363,9 @@ def train_shape_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
 
 def train_texture_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Noise to normalised texture latents, given picture tokens and the shape latent."""
-    return _train_latent_flow(shop, "texture_flow", "tex_slat_flow_model_64", shop.latents("texture"), shop.latents("shape"))
+    return _train_latent_flow(
+        shop, "texture_flow", "tex_slat_flow_model_64", shop.latents("texture"), shop.latents("shape")
+    )
 
 
 def _train_latent_flow(
@@ -343,14 +379,18 @@ def _train_latent_flow(
     def objective(step: int) -> Mapping[str, Tensor]:
         # attention runs samples of one length as one batch, so a batch is a few groups of equal length
         anchors = torch.randint(len(lengths), (settings["groups"],), generator=shop.generator).numpy()
-        chosen = np.concatenate([shop.some(same_length[int(lengths[a])], settings["group_size"]) for a in anchors])
+        chosen = np.concatenate(
+            [shop.some(same_length[int(lengths[a])], settings["group_size"]) for a in anchors]
+        )
         coords, x = latents.batch(chosen)
         t = shop.times(settings, len(chosen))
         noise = torch.randn(x.shape, generator=shop.generator)
         sparse = SparseTensor(x, coords, len(chosen))
         scale = sparse.broadcast(t[:, None])
         extra = () if concat is None else (sparse.replace(concat.batch(chosen)[1]),)
-        predicted = model[name](sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(chosen), *extra).feats
+        predicted = model[name](
+            sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(chosen), *extra
+        ).feats
         error = (predicted - velocity_target(x, noise)).square().mean(dim=1)
         return {"loss": error.mean(), **by_time(error, scale[:, 0])}
 
@@ -361,7 +401,9 @@ def by_time(error: Tensor, t: Tensor) -> dict[str, Tensor]:
     """Mean error near the data, in the middle and near the noise; nan where no sample fell."""
     error = error.detach()
     spans = {"low": t < 0.4, "mid": (t >= 0.4) & (t < 0.8), "high": t >= 0.8}
-    return {name: error[inside].mean() if bool(inside.any()) else error.mean() for name, inside in spans.items()}
+    return {
+        name: error[inside].mean() if bool(inside.any()) else error.mean() for name, inside in spans.items()
+    }
 
 
 STAGES: Mapping[str, Stage] = {
@@ -375,20 +417,59 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
+STAGE_OF: Mapping[str, str] = {  # network -> the stage that trains it
+    "image_encoder": "image_encoder",
+    "sparse_structure_encoder": "structure_vae",
+    "sparse_structure_decoder": "structure_vae",
+    "sparse_structure_flow_model": "structure_flow",
+    "shape_slat_encoder": "shape_vae",
+    "shape_slat_decoder": "shape_vae",
+    "shape_slat_flow_model_64": "shape_flow",
+    "tex_slat_encoder": "texture_vae",
+    "tex_slat_decoder": "texture_vae",
+    "tex_slat_flow_model_64": "texture_flow",
+}
+
+
+def release(shop: Workshop, folder: Path) -> None:
+    """Write the finished networks as a model folder in the released layout."""
+    networks = {
+        name: TrainedNetwork(shop.recipe["models"][name], shop.finished(stage, name))
+        for name, stage in STAGE_OF.items()
+    }
+    shape, texture = shop.latents("shape"), shop.latents("texture")
+    facts = ReleaseFacts(
+        resolution=shop.recipe["resolution"],
+        token_resolution=shop.recipe["token_resolution"],
+        image_size=shop.recipe["image_size"],
+        samplers=shop.recipe["samplers"],
+        shape_normalization=(shape.mean, shape.std),
+        texture_normalization=(texture.mean, texture.std),
+    )
+    write_release(folder, networks, facts)
+
+
 def main() -> None:
-    """Train one stage for a given time, continuing from its checkpoint."""
-    parser = argparse.ArgumentParser(description="Train one stage of the embedded model; run again to continue.")
-    parser.add_argument("stage", choices=STAGES)
+    """Train one stage for a given time, continuing from its checkpoint; `release` writes the model folder."""
+    parser = argparse.ArgumentParser(
+        description="Train one stage of the embedded model; run again to continue."
+    )
+    parser.add_argument("stage", choices=[*STAGES, "release"])
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints")
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--output", type=Path, help="model folder, for `release`")
+    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     recipe = json.loads(options.recipe.read_text(encoding="utf-8"))
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     shop = Workshop(recipe, load_shards(sorted(options.data.glob("*.safetensors"))), options.run, generator)
+    if options.stage == "release":
+        release(shop, options.output)
+        return
     model, objective = STAGES[options.stage](shop)
     size = sum(p.numel() for p in model.parameters())
     sys.stderr.write(f"{options.stage}: {size:,} parameters, {len(shop.dataset)} objects\n")
@@ -396,7 +477,7 @@ def main() -> None:
         model,
         objective,
         OptimizerSettings(**shop.settings(options.stage).get("optimizer", {})),
-        LoopSettings(seconds=options.seconds),
+        LoopSettings(seconds=options.seconds, dtype=torch.bfloat16 if options.bfloat16 else None),
         options.run / f"{options.stage}.safetensors",
         log=lambda line: (sys.stderr.write(line + "\n"), sys.stderr.flush())[0],
     )

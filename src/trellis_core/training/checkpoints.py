@@ -24,7 +24,11 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average:
     counts = {"step": step, "updates": average.updates}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, {"counts": json.dumps(counts)})
+    save_file(
+        {k: v.detach().clone().contiguous() for k, v in tensors.items()},
+        partial,
+        {"counts": json.dumps(counts)},
+    )
     partial.replace(path)
 
 
@@ -48,7 +52,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average:
         index, name = key.split(".", 1)
         adam.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(
-        {"momentum": [momentum[str(i)] for i in range(len(momentum))], "adam": {**state["adam"], "state": adam}}
+        {
+            "momentum": [momentum[str(i)] for i in range(len(momentum))],
+            "adam": {**state["adam"], "state": adam},
+        }
     )
     return int(counts["step"])
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-
 import torch
 from torch import Tensor, nn
 
 from trellis_core.training.checkpoints import load_checkpoint, save_checkpoint
+from trellis_core.training.precision import mixed_precision
 from trellis_core.training.optimizer import Average, Optimizer, OptimizerSettings, learning_curve
 
 Objective = Callable[[int], Mapping[str, Tensor]]
@@ -24,18 +24,20 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    seconds: float                       # length of the piece, wall clock
-    steps: int | None = None             # length in steps instead, for tests and exact repetition
+    seconds: float  # length of the piece, wall clock
+    steps: int | None = None  # length in steps instead, for tests and exact repetition
+    device: str = "cpu"
+    dtype: torch.dtype | None = None  # of matrix products; None: float32
     log_every: int = 50
-    save_every: float = 120.0            # seconds
+    save_every: float = 120.0  # seconds
 
 
 def train(
-    model: nn.Module,                    # everything that learns
+    model: nn.Module,  # everything that learns
     objective: Objective,
     optimizer_settings: OptimizerSettings,
     settings: LoopSettings,
-    checkpoint: Path | None = None,      # continued from when it exists; written while training and at the end
+    checkpoint: Path | None = None,  # continued from when it exists; written while training and at the end
     log: Log = lambda line: None,
 ) -> Average:
     """Train for one piece; the averaged weights are returned and stored with the checkpoint."""
@@ -51,7 +53,8 @@ def train(
         progress = (step - first) / settings.steps if settings.steps else (now - began) / settings.seconds
         if progress >= 1:
             break
-        losses = objective(step)
+        with mixed_precision(settings.device, settings.dtype):
+            losses = objective(step)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = optimizer.step(learning_curve(progress))
         average.update(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SIGMA_MIN = 1e-5                 # noise that is left at t = 0, as in the samplers
+SIGMA_MIN = 1e-5  # noise that is left at t = 0, as in the samplers
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -37,6 +37,8 @@ def velocity_target(x: Tensor, noise: Tensor, sigma_min: float = SIGMA_MIN) -> T
     return (1 - sigma_min) * noise - x
 
 
-def logit_normal_times(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:    # float32 [B]
+def logit_normal_times(
+    count: int, mean: float, std: float, generator: torch.Generator
+) -> Tensor:  # float32 [B]
     """sigmoid(mean + std * n) with n standard normal."""
     return (mean + std * torch.randn(count, generator=generator)).sigmoid()

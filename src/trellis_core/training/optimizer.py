@@ -6,6 +6,7 @@ shape are treated together. Knows nothing about models beyond the names of their
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -27,10 +28,10 @@ class OptimizerSettings:
     muon_rate: float = 0.02
     muon_momentum: float = 0.95
     muon_decay: float = 0.01
-    iterations: int = 4                           # Newton-Schulz
+    iterations: int = 4  # Newton-Schulz
     adam_rate: float = 1.5e-3
     adam_betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0                             # limit of the gradient's norm
+    clip: float = 1.0  # limit of the gradient's norm
     ema: float = 0.995
 
 
@@ -52,12 +53,14 @@ class Optimizer:
         self.matrices = [p for n, p in named if p.ndim >= 2 and not RIM.search(n)]
         self.rest = [p for n, p in named if p.ndim < 2 or RIM.search(n)]
         self.momentum = [torch.zeros_like(p) for p in self.matrices]
-        self.adam = torch.optim.AdamW(self.rest, lr=settings.adam_rate, betas=settings.adam_betas, weight_decay=0.0)
+        self.adam = torch.optim.AdamW(
+            self.rest, lr=settings.adam_rate, betas=settings.adam_betas, weight_decay=0.0
+        )
 
     def step(self, factor: float) -> float:
         """Apply the gradients at `factor` times the learning rates; the norm of the gradient before clipping."""
         norm = float(nn.utils.clip_grad_norm_(self.matrices + self.rest, self.settings.clip))
-        if norm == norm and norm != float("inf"):
+        if math.isfinite(norm):
             for group in self.adam.param_groups:
                 group["lr"] = self.settings.adam_rate * factor
             self.adam.step()
@@ -74,7 +77,7 @@ class Optimizer:
             if p.grad is None:
                 continue
             m.lerp_(p.grad, 1 - s.muon_momentum)
-            update = torch.lerp(p.grad, m, s.muon_momentum).flatten(1)     # Nesterov
+            update = torch.lerp(p.grad, m, s.muon_momentum).flatten(1)  # Nesterov
             groups[(update.shape[0], update.shape[1])].append((p, update))
         for (rows, columns), members in groups.items():
             updates = orthogonalized(torch.stack([u for _, u in members]), s.iterations)
@@ -92,9 +95,9 @@ class Optimizer:
 
 
 def orthogonalized(
-    matrices: Tensor,       # float32 [K, M, N]
+    matrices: Tensor,  # float32 [K, M, N]
     iterations: int = 5,
-) -> Tensor:                # float32 [K, M, N]  singular values near 1
+) -> Tensor:  # float32 [K, M, N]  singular values near 1
     """Quintic Newton-Schulz iterations towards the nearest (semi-)orthogonal matrices."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]

@@ -9,23 +9,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trellis_core.nn.attention import ContextTokens
+from trellis_core.kernels.table import Kernels
+from trellis_core.nn.attention import REFERENCE, ContextTokens
 from trellis_core.nn.blocks import TransformerCrossBlock
 from trellis_core.nn.embed import unpatchify
 from trellis_core.training.objectives import dice_loss
 
-QUERIES = 4                      # per side; each query answers for a block of (G / 4)^3 cells
+QUERIES = 4  # per side; each query answers for a block of (G / 4)^3 cells
 
 
 class VoxelRegressor(nn.Module):
     """Image tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G], category logits."""
 
-    def __init__(self, channels: int, num_heads: int, num_blocks: int, grid: int, categories: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        num_blocks: int,
+        grid: int,
+        categories: int,
+        kernels: Kernels = REFERENCE,
+    ) -> None:
         super().__init__()
         self.patch = grid // QUERIES
         self.queries = nn.Parameter(torch.randn(QUERIES**3, channels) * 0.5)
         self.blocks = nn.ModuleList(
-            TransformerCrossBlock(channels, channels, num_heads, ln_affine=True, qk_rms_norm=True, qk_rms_norm_cross=True)
+            TransformerCrossBlock(
+                channels,
+                channels,
+                num_heads,
+                ln_affine=True,
+                qk_rms_norm=True,
+                qk_rms_norm_cross=True,
+                kernels=kernels,
+            )
             for _ in range(num_blocks)
         )
         self.head = nn.ModuleDict(
@@ -44,9 +61,9 @@ class VoxelRegressor(nn.Module):
 
 def regression_losses(
     predicted: tuple[Tensor, Tensor, Tensor],
-    occupancy: Tensor,           # float32 [B, 1, G, G, G]  0 or 1
-    colors: Tensor,              # float32 [B, 3, G, G, G]
-    category: Tensor,            # int64 [B]
+    occupancy: Tensor,  # float32 [B, 1, G, G, G]  0 or 1
+    colors: Tensor,  # float32 [B, 3, G, G, G]
+    category: Tensor,  # int64 [B]
 ) -> dict[str, Tensor]:
     """5 BCE + 0.5 Dice of occupancy, 2 L1 of the colors of occupied cells, 0.1 cross-entropy of the category."""
     logits, color, kind = predicted

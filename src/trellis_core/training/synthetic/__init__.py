@@ -1,1 +1,1 @@
-"""A procedural dataset: parametric objects with PBR materials, their voxels and their pictures. One seed, one object."""
+"""A procedural dataset: parametric objects, their PBR voxels and their pictures. One seed, one object."""

@@ -7,7 +7,7 @@ import numpy as np
 from trellis_core.training.synthetic.shards import Dataset
 
 
-def occupancy_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:    # bool [n, G, G, G]
+def occupancy_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:  # bool [n, G, G, G]
     """Which cells of a coarse grid hold surface voxels."""
     factor = resolution // grid
     out = np.zeros((len(dataset), grid, grid, grid), bool)
@@ -17,7 +17,7 @@ def occupancy_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:
     return out
 
 
-def color_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:        # uint8 [n, 3, G, G, G]
+def color_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:  # uint8 [n, 3, G, G, G]
     """Mean base color of the surface voxels in each cell; black where there are none."""
     factor = resolution // grid
     out = np.zeros((len(dataset), 3, grid**3), np.uint8)

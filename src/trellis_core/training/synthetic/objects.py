@@ -14,7 +14,6 @@ import numpy as np
 
 from trellis_core.training.synthetic.shapes import (
     BOX,
-    CAPSULE,
     CARVE,
     CONE,
     DOME,
@@ -28,7 +27,7 @@ from trellis_core.training.synthetic.shapes import (
 )
 
 Rng = np.random.Generator
-HELD_OUT = 900_000               # seeds from here on are never trained on
+HELD_OUT = 900_000  # seeds from here on are never trained on
 
 PALETTE: Mapping[str, Vector] = {
     "red": (0.80, 0.12, 0.10),
@@ -45,7 +44,7 @@ PALETTE: Mapping[str, Vector] = {
     "cyan": (0.16, 0.68, 0.74),
     "beige": (0.86, 0.76, 0.58),
 }
-FINISHES: Mapping[str, tuple[float, tuple[float, float]]] = {   # metallic, range of roughness
+FINISHES: Mapping[str, tuple[float, tuple[float, float]]] = {  # metallic, range of roughness
     "plastic": (0.0, (0.25, 0.45)),
     "wood": (0.0, (0.6, 0.8)),
     "metal": (1.0, (0.2, 0.45)),
@@ -56,7 +55,7 @@ FINISHES: Mapping[str, tuple[float, tuple[float, float]]] = {   # metallic, rang
 @dataclass(frozen=True, slots=True)
 class SyntheticObject:
     category: str
-    parts: list[Part]            # inside the unit cube
+    parts: list[Part]  # inside the unit cube
 
 
 def make_object(seed: int) -> SyntheticObject:
@@ -79,11 +78,26 @@ def chance(rng: Rng, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def box(position: Vector, half: Vector, material: Material, turn: Vector = (0, 0, 0), edge: float = 0.01, **kw: int) -> Part:
+def box(
+    position: Vector,
+    half: Vector,
+    material: Material,
+    turn: Vector = (0, 0, 0),
+    edge: float = 0.01,
+    **kw: int,
+) -> Part:
     return Part(BOX, (*half, min(edge, *(0.5 * h for h in half))), position, material, turn, **kw)
 
 
-def cone(position: Vector, half: float, low: float, high: float, material: Material, turn: Vector = (0, 0, 0), **kw: int) -> Part:
+def cone(
+    position: Vector,
+    half: float,
+    low: float,
+    high: float,
+    material: Material,
+    turn: Vector = (0, 0, 0),
+    **kw: int,
+) -> Part:
     return Part(CONE, (half, low, high), position, material, turn, **kw)
 
 
@@ -91,7 +105,9 @@ def ball(position: Vector, radii: Vector, material: Material, turn: Vector = (0,
     return Part(ELLIPSOID, radii, position, material, turn)
 
 
-def leg(x: float, y: float, top: float, radius: float, material: Material, round_: bool, splay: float = 0.0) -> Part:
+def leg(
+    x: float, y: float, top: float, radius: float, material: Material, round_: bool, splay: float = 0.0
+) -> Part:
     """A leg standing at (x, y) below height `top`; `splay` degrees lean its foot outwards."""
     reach = hypot(x, y) or 1.0
     turn = (splay * y / reach, -splay * x / reach, 0.0)
@@ -143,7 +159,12 @@ def stool(rng: Rng) -> list[Part]:
 
 
 def table(rng: Rng) -> list[Part]:
-    w, d, h, t = rng.uniform(0.55, 1.0), rng.uniform(0.45, 0.6), rng.uniform(0.5, 0.95), rng.uniform(0.045, 0.08)
+    w, d, h, t = (
+        rng.uniform(0.55, 1.0),
+        rng.uniform(0.45, 0.6),
+        rng.uniform(0.5, 0.95),
+        rng.uniform(0.045, 0.08),
+    )
     top, legs = paint(rng), paint(rng)
     if chance(rng, 0.5):
         legs = top
@@ -156,7 +177,9 @@ def table(rng: Rng) -> list[Part]:
         ]
     r, round_ = rng.uniform(0.05, 0.08), chance(rng, 0.4)
     parts = [box((0, 0, h), (w, d, t), top, edge=0.02)]
-    parts += [leg(sx * (w - 1.4 * r), sy * (d - 1.4 * r), h, r, legs, round_) for sx in (-1, 1) for sy in (-1, 1)]
+    parts += [
+        leg(sx * (w - 1.4 * r), sy * (d - 1.4 * r), h, r, legs, round_) for sx in (-1, 1) for sy in (-1, 1)
+    ]
     if chance(rng, 0.25):
         parts.append(box((0, 0, h * 0.35), (w - r, d - r, 0.04), top))
     return parts
@@ -166,7 +189,10 @@ def lamp(rng: Rng) -> list[Part]:
     h, base, pole = rng.uniform(0.9, 1.9), rng.uniform(0.25, 0.4), rng.uniform(0.05, 0.075)
     metal, shade, r = paint(rng), paint(rng), rng.uniform(0.35, 0.5)
     high = rng.uniform(0.2, 0.32)
-    parts = [cone((0, 0, 0.05), 0.05, base, base * 0.85, metal), cone((0, 0, h / 2), h / 2, pole, pole, metal)]
+    parts = [
+        cone((0, 0, 0.05), 0.05, base, base * 0.85, metal),
+        cone((0, 0, h / 2), h / 2, pole, pole, metal),
+    ]
     style = rng.integers(3)
     if style == 0:
         parts.append(cone((0, 0, h), high, r, r * 0.45, shade))
@@ -195,7 +221,12 @@ def mug(rng: Rng) -> list[Part]:
 
 
 def bottle(rng: Rng) -> list[Part]:
-    r, h, shoulder, neck = rng.uniform(0.28, 0.42), rng.uniform(0.35, 0.7), rng.uniform(0.1, 0.3), rng.uniform(0.1, 0.15)
+    r, h, shoulder, neck = (
+        rng.uniform(0.28, 0.42),
+        rng.uniform(0.35, 0.7),
+        rng.uniform(0.1, 0.3),
+        rng.uniform(0.1, 0.15),
+    )
     glass, cap, length = paint(rng), paint(rng), rng.uniform(0.08, 0.22)
     parts = [
         cone((0, 0, 0), h, r, r, glass),
@@ -204,13 +235,26 @@ def bottle(rng: Rng) -> list[Part]:
         cone((0, 0, h + shoulder + 2 * length), 0.09, neck * 1.25, neck * 1.2, cap),
     ]
     if chance(rng, 0.5):
-        parts.append(cone((0, 0, rng.uniform(-0.2, 0.1) * h), h * rng.uniform(0.3, 0.5), r + 0.02, r + 0.02, paint(rng)))
+        parts.append(
+            cone(
+                (0, 0, rng.uniform(-0.2, 0.1) * h), h * rng.uniform(0.3, 0.5), r + 0.02, r + 0.02, paint(rng)
+            )
+        )
     return parts
 
 
 def house(rng: Rng) -> list[Part]:
-    w, d, h, rise = rng.uniform(0.5, 0.85), rng.uniform(0.45, 0.65), rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.35)
-    wall, roof, glass = paint(rng, finish="matte"), paint(rng, finish="matte"), paint(rng, "cyan", "white", "yellow", "black")
+    w, d, h, rise = (
+        rng.uniform(0.5, 0.85),
+        rng.uniform(0.45, 0.65),
+        rng.uniform(0.3, 0.6),
+        rng.uniform(0.2, 0.35),
+    )
+    wall, roof, glass = (
+        paint(rng, finish="matte"),
+        paint(rng, finish="matte"),
+        paint(rng, "cyan", "white", "yellow", "black"),
+    )
     over = 0.09
     if chance(rng, 0.5):
         cover = Part(PRISM, (w + over, d + over, rise), (0, 0, h + rise), roof)
@@ -223,7 +267,13 @@ def house(rng: Rng) -> list[Part]:
         if abs(x * w - door) > 0.24:
             parts.append(box((x * w, -d, 0.05), (0.11, 0.03, 0.11), glass))
     if chance(rng, 0.4):
-        parts.append(box((w * 0.5, d * 0.35, h + rise * 1.5), (0.1, 0.1, rise * 0.9), paint(rng, "red", "brown", "gray")))
+        parts.append(
+            box(
+                (w * 0.5, d * 0.35, h + rise * 1.5),
+                (0.1, 0.1, rise * 0.9),
+                paint(rng, "red", "brown", "gray"),
+            )
+        )
     return parts
 
 
@@ -244,12 +294,19 @@ def tree(rng: Rng) -> list[Part]:
     parts.append(ball((0, 0, h + tall * 0.7), (r, r, tall), leaf))
     for _ in range(rng.integers(0, 3)):
         a, b = rng.uniform(0, 2 * pi), r * rng.uniform(0.5, 0.65)
-        parts.append(ball((r * 0.6 * cos(a), r * 0.6 * sin(a), h + tall * rng.uniform(0.3, 0.9)), (b, b, b), leaf))
+        parts.append(
+            ball((r * 0.6 * cos(a), r * 0.6 * sin(a), h + tall * rng.uniform(0.3, 0.9)), (b, b, b), leaf)
+        )
     return parts
 
 
 def mushroom(rng: Rng) -> list[Part]:
-    h, stem, r, tall = rng.uniform(0.4, 0.8), rng.uniform(0.12, 0.2), rng.uniform(0.4, 0.65), rng.uniform(0.28, 0.5)
+    h, stem, r, tall = (
+        rng.uniform(0.4, 0.8),
+        rng.uniform(0.12, 0.2),
+        rng.uniform(0.4, 0.65),
+        rng.uniform(0.28, 0.5),
+    )
     flesh, cap = paint(rng, "white", "beige", "yellow", finish="matte"), paint(rng)
     parts = [cone((0, 0, h / 2), h / 2 + 0.05, stem * rng.uniform(1, 1.35), stem, flesh)]
     parts.append(Part(DOME, (r, r, tall), (0, 0, h), cap))
@@ -263,8 +320,17 @@ def mushroom(rng: Rng) -> list[Part]:
 
 
 def car(rng: Rng) -> list[Part]:
-    length, w, r, body = rng.uniform(0.8, 1.1), rng.uniform(0.36, 0.45), rng.uniform(0.17, 0.24), rng.uniform(0.14, 0.2)
-    lack, glass, tire = paint(rng), paint(rng, "cyan", "black", "white", "gray"), paint(rng, "black", "black", "gray", finish="matte")
+    length, w, r, body = (
+        rng.uniform(0.8, 1.1),
+        rng.uniform(0.36, 0.45),
+        rng.uniform(0.17, 0.24),
+        rng.uniform(0.14, 0.2),
+    )
+    lack, glass, tire = (
+        paint(rng),
+        paint(rng, "cyan", "black", "white", "gray"),
+        paint(rng, "black", "black", "gray", finish="matte"),
+    )
     z = r + body * 0.6
     parts = [box((0, 0, z), (length, w, body), lack, edge=0.06)]
     if chance(rng, 0.6):
@@ -273,10 +339,18 @@ def car(rng: Rng) -> list[Part]:
         parts.append(box((at, 0, z + body + high * 1.75), (length * 0.5, w * 0.86, 0.045), lack, edge=0.03))
     else:
         high = rng.uniform(0.18, 0.24)
-        parts.append(box((-length * 0.45, 0, z + body + high * 0.8), (length * 0.3, w * 0.92, high), lack, edge=0.05))
-        parts.append(box((-length * 0.45, 0, z + body + high), (length * 0.31, w * 0.95, high * 0.45), glass, edge=0.02))
+        parts.append(
+            box((-length * 0.45, 0, z + body + high * 0.8), (length * 0.3, w * 0.92, high), lack, edge=0.05)
+        )
+        parts.append(
+            box(
+                (-length * 0.45, 0, z + body + high), (length * 0.31, w * 0.95, high * 0.45), glass, edge=0.02
+            )
+        )
         for s in (-1, 1):
-            parts.append(box((length * 0.42, s * (w - 0.04), z + body + 0.07), (length * 0.56, 0.045, 0.09), lack))
+            parts.append(
+                box((length * 0.42, s * (w - 0.04), z + body + 0.07), (length * 0.56, 0.045, 0.09), lack)
+            )
         parts.append(box((length * 0.95, 0, z + body + 0.07), (0.05, w, 0.09), lack))
     for x in (-0.6, 0.6):
         for s in (-1, 1):
@@ -294,11 +368,15 @@ def airplane(rng: Rng) -> list[Part]:
     parts.append(box((0, at, rng.choice([-0.4, 0.0, 0.6]) * r), (span, chord, 0.035), wing, edge=0.02))
     parts.append(box((0, length * 0.85, r * 0.3), (span * 0.36, chord * 0.6, 0.03), wing, edge=0.02))
     parts.append(box((0, length * 0.85, r * 0.3 + 0.15), (0.03, chord * 0.6, 0.16), wing, edge=0.02))
-    parts.append(ball((0, -length * 0.62, r * 0.62), (r * 0.5, 0.16, r * 0.5), paint(rng, "cyan", "black", "white")))
+    parts.append(
+        ball((0, -length * 0.62, r * 0.62), (r * 0.5, 0.16, r * 0.5), paint(rng, "cyan", "black", "white"))
+    )
     if chance(rng, 0.4):
         engine = paint(rng)
         for s in (-1, 1):
-            parts.append(cone((s * span * 0.45, at - chord * 0.6, -0.07), 0.14, 0.075, 0.075, engine, (90, 0, 0)))
+            parts.append(
+                cone((s * span * 0.45, at - chord * 0.6, -0.07), 0.14, 0.075, 0.075, engine, (90, 0, 0))
+            )
     return parts
 
 
@@ -324,7 +402,11 @@ def robot(rng: Rng) -> list[Part]:
     parts = [box((0, 0, 0), (w, d, h), body, edge=0.04)]
     parts.append(cone((0, 0, h), 0.1, 0.08, 0.08, limb))
     round_ = chance(rng, 0.4)
-    parts.append(ball((0, 0, z), (s * 1.1,) * 3, head) if round_ else box((0, 0, z), (s * 1.1, s * 0.9, s), head, edge=0.03))
+    parts.append(
+        ball((0, 0, z), (s * 1.1,) * 3, head)
+        if round_
+        else box((0, 0, z), (s * 1.1, s * 0.9, s), head, edge=0.03)
+    )
     front = -s * (1.0 if round_ else 0.88)
     parts += [ball((e * s * 0.48, front, z + 0.05), (0.075, 0.06, 0.075), eye) for e in (-1, 1)]
     arm, thick = rng.uniform(0.28, 0.42), rng.uniform(0.075, 0.11)
@@ -347,7 +429,10 @@ def snowman(rng: Rng) -> list[Part]:
         if i < count - 1:
             z += r * 0.78 + r * shrink * 0.78
             r *= shrink
-    nose, coal = paint(rng, "orange", "red", finish="matte"), paint(rng, "black", "brown", "blue", finish="matte")
+    nose, coal = (
+        paint(rng, "orange", "red", finish="matte"),
+        paint(rng, "black", "brown", "blue", finish="matte"),
+    )
     parts.append(cone((0, -r - 0.1, z), 0.14, 0.075, 0.015, nose, (90, 0, 0)))
     parts += [ball((e * r * 0.38, -r * 0.86, z + r * 0.32), (0.06,) * 3, coal) for e in (-1, 1)]
     if chance(rng, 0.6):
@@ -365,20 +450,35 @@ def rocket(rng: Rng) -> list[Part]:
     if chance(rng, 0.5):
         fin = tip
     parts = [cone((0, 0, 0), h, r, r, hull), cone((0, 0, h + nose), nose, r, 0.02, tip)]
-    parts.append(cone((0, 0, -h - 0.07), 0.08, r * 0.75, r * 0.5, paint(rng, "gray", "black", finish="metal")))
+    parts.append(
+        cone((0, 0, -h - 0.07), 0.08, r * 0.75, r * 0.5, paint(rng, "gray", "black", finish="metal"))
+    )
     count, size, start = int(rng.integers(3, 5)), rng.uniform(0.15, 0.24), rng.choice([0.0, 45.0])
     for i in range(count):
         a = start + 360 * i / count - 90
         x, y = cos(a * pi / 180), sin(a * pi / 180)
         parts.append(Part(PRISM, (size * 1.6, 0.035, size * 1.25), (x * r, y * r, -h + size), fin, (0, 0, a)))
     if chance(rng, 0.6):
-        parts.append(cone((0, -r, h * rng.uniform(0.25, 0.55)), 0.035, r * 0.5, r * 0.5, paint(rng, "cyan", "white", "yellow", "black"), (90, 0, 0)))
+        parts.append(
+            cone(
+                (0, -r, h * rng.uniform(0.25, 0.55)),
+                0.035,
+                r * 0.5,
+                r * 0.5,
+                paint(rng, "cyan", "white", "yellow", "black"),
+                (90, 0, 0),
+            )
+        )
     return parts
 
 
 def boat(rng: Rng) -> list[Part]:
     length, w, deep = rng.uniform(0.7, 1.0), rng.uniform(0.26, 0.36), rng.uniform(0.22, 0.32)
-    hull, deck, wood = paint(rng), paint(rng, "brown", "beige", "white", "gray", finish="wood"), paint(rng, "brown", "beige", "white", finish="wood")
+    hull, deck, wood = (
+        paint(rng),
+        paint(rng, "brown", "beige", "white", "gray", finish="wood"),
+        paint(rng, "brown", "beige", "white", finish="wood"),
+    )
     parts = [Part(DOME, (length, w, deep), (0, 0, 0), hull, (180, 0, 0))]
     parts.append(Part(DOME, (length * 0.9, w * 0.8, 0.09), (0, 0, 0.001), deck, (180, 0, 0), CARVE))
     if chance(rng, 0.6):
@@ -388,10 +488,18 @@ def boat(rng: Rng) -> list[Part]:
         parts.append(Part(PRISM, (foot, 0.03, high), (x, 0.02, mast - high), paint(rng, finish="matte")))
         return parts
     cabin, high = paint(rng), rng.uniform(0.13, 0.2)
-    parts.append(box((rng.uniform(-0.1, 0.1), 0, high - 0.09), (length * 0.36, w * 0.55, high), cabin, edge=0.03))
+    parts.append(
+        box((rng.uniform(-0.1, 0.1), 0, high - 0.09), (length * 0.36, w * 0.55, high), cabin, edge=0.03)
+    )
     parts.append(cone((0.05, 0, high * 2 + 0.08), 0.18, 0.085, 0.085, paint(rng)))
     if chance(rng, 0.5):
-        parts.append(box((-0.12, 0, high * 2 - 0.02), (length * 0.16, w * 0.4, 0.09), paint(rng, "white", "beige", "gray")))
+        parts.append(
+            box(
+                (-0.12, 0, high * 2 - 0.02),
+                (length * 0.16, w * 0.4, 0.09),
+                paint(rng, "white", "beige", "gray"),
+            )
+        )
     return parts
 
 

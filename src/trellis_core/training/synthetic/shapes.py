@@ -17,15 +17,15 @@ import numpy as np
 import warp as wp
 
 BOX, CONE, ELLIPSOID, DOME, TORUS, CAPSULE, PRISM = range(7)
-UNION, CARVE = range(2)          # CARVE subtracts, and paints the wall it leaves with its own material
-ROW = 20                         # floats per packed part: kind, operation, size 4, position 3, rotation 9, spare 2
+UNION, CARVE = range(2)  # CARVE subtracts, and paints the wall it leaves with its own material
+ROW = 20  # floats per packed part: kind, operation, size 4, position 3, rotation 9, spare 2
 
 Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    color: Vector                # sRGB-coded, [0, 1]
+    color: Vector  # sRGB-coded, [0, 1]
     metallic: float
     roughness: float
 
@@ -43,10 +43,10 @@ class Part:
     size: tuple[float, ...]
     position: Vector
     material: Material
-    turn: Vector = (0.0, 0.0, 0.0)     # degrees about x, then y, then z
+    turn: Vector = (0.0, 0.0, 0.0)  # degrees about x, then y, then z
     operation: int = UNION
 
-    def extents(self) -> np.ndarray:   # float64 [3]  half extents of the box around the unturned primitive
+    def extents(self) -> np.ndarray:  # float64 [3]  half extents of the box around the unturned primitive
         s = self.size
         if self.kind == CONE:
             r = max(s[1], s[2])
@@ -62,9 +62,9 @@ class Part:
 class Solids:
     """Several solids, packed: the parts of solid i are rows starts[i]:starts[i + 1]."""
 
-    rows: np.ndarray             # float32 [P, ROW]
-    starts: np.ndarray           # int32 [B + 1]
-    materials: np.ndarray        # float32 [P, 5]  color 0:3, metallic, roughness
+    rows: np.ndarray  # float32 [P, ROW]
+    starts: np.ndarray  # int32 [B + 1]
+    materials: np.ndarray  # float32 [P, 5]  color 0:3, metallic, roughness
 
 
 def rotation(turn: Vector) -> np.ndarray:
@@ -102,7 +102,7 @@ def pack_solids(solids: Sequence[Sequence[Part]]) -> Solids:
         row[0], row[1] = p.kind, p.operation
         row[2 : 2 + len(p.size)] = p.size
         row[6:9] = p.position
-        row[9:18] = rotation(p.turn).T.reshape(-1)     # world to local
+        row[9:18] = rotation(p.turn).T.reshape(-1)  # world to local
     starts = np.cumsum([0, *(len(s) for s in solids)]).astype(np.int32)
     materials = np.array(
         [(*p.material.color, p.material.metallic, p.material.roughness) for p in parts], np.float32
@@ -112,8 +112,8 @@ def pack_solids(solids: Sequence[Sequence[Part]]) -> Solids:
 
 def signed_distance(
     solids: Solids,
-    points: np.ndarray,          # float32 [N, 3]
-    owner: np.ndarray,           # int32 [N]     which solid each point belongs to
+    points: np.ndarray,  # float32 [N, 3]
+    owner: np.ndarray,  # int32 [N]     which solid each point belongs to
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 [N] negative inside; int32 [N] the part that made the distance
     """Distance from each point to the surface of its solid, and the part whose material applies there."""
@@ -186,7 +186,7 @@ def _primitive(kind: int, p: wp.vec3, a: float, b: float, c: float, r: float) ->
 @wp.func
 def solid_distance(rows: wp.array2d(dtype=float), first: int, last: int, point: wp.vec3) -> wp.vec2:
     """Signed distance of the solid made of rows first:last, and the index of the part that decides it."""
-    d = float(1.0e3)
+    d = 1.0e3
     part = float(first)
     for i in range(first, last):
         q = point - wp.vec3(rows[i, 6], rows[i, 7], rows[i, 8])

@@ -24,20 +24,20 @@ class DatasetSettings:
     resolution: int = 64
     image_size: int = 96
     views: int = 2
-    shard: int = 250             # objects per file
+    shard: int = 250  # objects per file
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """All objects of a seed range in memory."""
 
-    coords: np.ndarray           # uint8 [T, 3]
-    position: np.ndarray         # uint8 [T, 3]
-    flags: np.ndarray            # uint8 [T]
-    attrs: np.ndarray            # uint8 [T, 6]
-    starts: np.ndarray           # int64 [n + 1]
-    category: np.ndarray         # uint8 [n]
-    pictures: np.ndarray         # uint8 [n, V, S, S, 3]
+    coords: np.ndarray  # uint8 [T, 3]
+    position: np.ndarray  # uint8 [T, 3]
+    flags: np.ndarray  # uint8 [T]
+    attrs: np.ndarray  # uint8 [T, 6]
+    starts: np.ndarray  # int64 [n + 1]
+    category: np.ndarray  # uint8 [n]
+    pictures: np.ndarray  # uint8 [n, V, S, S, 3]
 
     def __len__(self) -> int:
         return len(self.category)
@@ -47,12 +47,14 @@ class Dataset:
         return VoxelSample(self.coords[rows], self.position[rows], self.flags[rows], self.attrs[rows])
 
 
-def surface_points(voxels: VoxelSample, resolution: int) -> np.ndarray:    # float32 [N, 3]
+def surface_points(voxels: VoxelSample, resolution: int) -> np.ndarray:  # float32 [N, 3]
     """The dual vertices in the unit cube."""
     return ((voxels.coords + voxels.position / 255) / resolution - 0.5).astype(np.float32)
 
 
-def make_views(solids: Solids, index: int, voxels: VoxelSample, seed: int, settings: DatasetSettings) -> np.ndarray:
+def make_views(
+    solids: Solids, index: int, voxels: VoxelSample, seed: int, settings: DatasetSettings
+) -> np.ndarray:
     """The training pictures of one object: uint8 [V, S, S, 3] on black."""
     rng = np.random.default_rng((seed, 1))
     points = surface_points(voxels, settings.resolution)
@@ -83,7 +85,10 @@ def make_shard(seeds: range, settings: DatasetSettings) -> dict[str, np.ndarray]
     objects = [make_object(seed) for seed in seeds]
     solids = pack_solids([o.parts for o in objects])
     voxels = [voxelize(solids, i, settings.resolution) for i in range(len(objects))]
-    pictures = [make_views(solids, i, v, seed, settings) for i, (v, seed) in enumerate(zip(voxels, seeds, strict=True))]
+    pictures = [
+        make_views(solids, i, v, seed, settings)
+        for i, (v, seed) in enumerate(zip(voxels, seeds, strict=True))
+    ]
     return {
         "coords": np.concatenate([v.coords for v in voxels]),
         "position": np.concatenate([v.position for v in voxels]),

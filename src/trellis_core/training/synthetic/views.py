@@ -19,11 +19,11 @@ from trellis_core.training.synthetic.shapes import Solids, solid_distance
 class View:
     """A pinhole camera that looks at the origin, a crop window in its image plane, and the light."""
 
-    origin: np.ndarray           # float32 [3]
-    axes: np.ndarray             # float32 [3, 3]  right, up, forward
-    window: np.ndarray           # float32 [3]     centre u, v and half side, in units of focal length
-    light: np.ndarray            # float32 [3]     unit vector towards the key light
-    strength: np.ndarray         # float32 [3]     ambient, key, specular
+    origin: np.ndarray  # float32 [3]
+    axes: np.ndarray  # float32 [3, 3]  right, up, forward
+    window: np.ndarray  # float32 [3]     centre u, v and half side, in units of focal length
+    light: np.ndarray  # float32 [3]     unit vector towards the key light
+    strength: np.ndarray  # float32 [3]     ambient, key, specular
 
 
 def look_at(yaw: float, pitch: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -31,12 +31,14 @@ def look_at(yaw: float, pitch: float, radius: float) -> tuple[np.ndarray, np.nda
     a, b = radians(yaw), radians(pitch)
     back = np.array([sin(a) * cos(b), -cos(a) * cos(b), sin(b)])
     right = np.array([cos(a), sin(a), 0.0])
-    return (back * radius).astype(np.float32), np.stack([right, np.cross(back, right), -back]).astype(np.float32)
+    return (back * radius).astype(np.float32), np.stack([right, np.cross(back, right), -back]).astype(
+        np.float32
+    )
 
 
 def sample_view(
     rng: np.random.Generator,
-    surface: np.ndarray,         # float32 [N, 3]  points on the object, for the crop
+    surface: np.ndarray,  # float32 [N, 3]  points on the object, for the crop
     margin: tuple[float, float] = (0.99, 1.05),
 ) -> View:
     """A random view: yaw within 60 degrees, pitch 0 to 35, light from the camera's side, a crop around the object."""
@@ -44,9 +46,17 @@ def sample_view(
     radius = 0.73 / tan(radians(fov / 2))
     yaw, pitch = rng.uniform(-60, 60), rng.uniform(0, 35)
     origin, axes = look_at(yaw, pitch, radius)
-    light = axes.T @ np.array([rng.uniform(-0.9, 0.9), rng.uniform(0.1, 1.0), -rng.uniform(0.5, 1.0)], np.float32)
+    light = axes.T @ np.array(
+        [rng.uniform(-0.9, 0.9), rng.uniform(0.1, 1.0), -rng.uniform(0.5, 1.0)], np.float32
+    )
     strength = np.array([rng.uniform(0.45, 0.7), rng.uniform(0.4, 0.7), rng.uniform(0.1, 0.5)], np.float32)
-    return View(origin, axes, crop_window(origin, axes, surface, rng.uniform(*margin)), light / np.linalg.norm(light), strength)
+    return View(
+        origin,
+        axes,
+        crop_window(origin, axes, surface, rng.uniform(*margin)),
+        light / np.linalg.norm(light),
+        strength,
+    )
 
 
 def crop_window(origin: np.ndarray, axes: np.ndarray, surface: np.ndarray, margin: float = 1.0) -> np.ndarray:
@@ -59,12 +69,12 @@ def crop_window(origin: np.ndarray, axes: np.ndarray, surface: np.ndarray, margi
 
 def render_views(
     solids: Solids,
-    owner: np.ndarray,           # int [V]     which solid each view shows
+    owner: np.ndarray,  # int [V]     which solid each view shows
     views: list[View],
     size: int,
     supersample: int = 2,
     device: str = "cpu",
-) -> np.ndarray:                 # uint8 [V, size, size, 4]  straight alpha
+) -> np.ndarray:  # uint8 [V, size, size, 4]  straight alpha
     """Trace and shade the views; `supersample`^2 rays per pixel are averaged premultiplied."""
     side = size * supersample
     part = wp.empty((len(views), side, side), dtype=int, device=device)
@@ -77,8 +87,15 @@ def render_views(
         wp.array(cameras.astype(np.float32), dtype=float, device=device),
         side,
     ]
-    wp.launch(_trace_kernel, dim=(len(views), side, side), inputs=inputs, outputs=[part, normal], device=device)
-    return np.stack([_shade(solids, v, p, n, supersample) for v, p, n in zip(views, part.numpy(), normal.numpy(), strict=True)])
+    wp.launch(
+        _trace_kernel, dim=(len(views), side, side), inputs=inputs, outputs=[part, normal], device=device
+    )
+    return np.stack(
+        [
+            _shade(solids, v, p, n, supersample)
+            for v, p, n in zip(views, part.numpy(), normal.numpy(), strict=True)
+        ]
+    )
 
 
 def on_black(picture: np.ndarray) -> np.ndarray:
@@ -134,15 +151,15 @@ def _trace_kernel(
             u * cameras[view, 5] + v * cameras[view, 8] + cameras[view, 11],
         )
     )
-    near = float(0.0)
-    far = float(1.0e6)
+    near = 0.0
+    far = 1.0e6
     for axis in range(3):
         enter = (-0.5 - origin[axis]) / ray[axis]
         leave = (0.5 - origin[axis]) / ray[axis]
         near = wp.max(near, wp.min(enter, leave))
         far = wp.min(far, wp.max(enter, leave))
     t = near
-    found = int(-1)
+    found = -1
     for _step in range(80):
         if t > far:
             break
@@ -154,7 +171,7 @@ def _trace_kernel(
     part[view, y, x] = found
     if found >= 0:
         p = origin + ray * t
-        h = float(5.0e-4)
+        h = 5.0e-4
         a = wp.vec3(1.0, -1.0, -1.0)
         b = wp.vec3(-1.0, -1.0, 1.0)
         c = wp.vec3(-1.0, 1.0, -1.0)

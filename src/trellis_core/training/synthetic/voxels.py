@@ -20,17 +20,17 @@ _EDGES = [
     for a in (0, 1)
     for b in (0, 1)
 ]
-_BLOCK = 4                       # cells per side of the blocks that are tested before their corners are evaluated
+_BLOCK = 4  # cells per side of the blocks that are tested before their corners are evaluated
 
 
 @dataclass(frozen=True, slots=True)
 class VoxelSample:
     """Surface voxels of one object, quantised as the files of the released toolkit are."""
 
-    coords: np.ndarray           # uint8 [N, 3]    sorted by x, y, z
-    position: np.ndarray         # uint8 [N, 3]    dual vertex in the voxel, 255 = 1
-    flags: np.ndarray            # uint8 [N]       bit k: flag of axis k
-    attrs: np.ndarray            # uint8 [N, 6]    base color, metallic, roughness, alpha
+    coords: np.ndarray  # uint8 [N, 3]    sorted by x, y, z
+    position: np.ndarray  # uint8 [N, 3]    dual vertex in the voxel, 255 = 1
+    flags: np.ndarray  # uint8 [N]       bit k: flag of axis k
+    attrs: np.ndarray  # uint8 [N, 6]    base color, metallic, roughness, alpha
 
 
 def voxelize(solids: Solids, index: int, resolution: int = 64) -> VoxelSample:
@@ -81,7 +81,9 @@ def _corner_distances(solids: Solids, index: int, resolution: int) -> np.ndarray
         coarse = np.repeat(coarse, _BLOCK, axis=axis)
     values[:-1, :-1, :-1] = coarse
     values[-1], values[:, -1], values[:, :, -1] = 1, 1, 1
-    near = block[np.abs(middle) < 1.75 / blocks]     # sqrt(3)/2 would do for exact distances; ellipsoids are bounds
+    near = block[
+        np.abs(middle) < 1.75 / blocks
+    ]  # sqrt(3)/2 would do for exact distances; ellipsoids are bounds
     inner = np.stack(np.meshgrid(*[np.arange(_BLOCK + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     corners = (near[:, None] * _BLOCK + inner[None]).reshape(-1, 3)
     distance, _ = _evaluate(solids, index, corners / resolution - 0.5)

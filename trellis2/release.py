@@ -1,0 +1,115 @@
+"""Write trained networks as a model folder in the released layout: `pipeline.json`, `texturing_pipeline.json`, `ckpts/`.
+
+Knows nothing about how they were trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+IMAGE_MODELS = (
+    "sparse_structure_decoder",
+    "sparse_structure_flow_model",
+    "shape_slat_decoder",
+    "shape_slat_flow_model_{size}",
+    "tex_slat_decoder",
+    "tex_slat_flow_model_{size}",
+)
+TEXTURING_MODELS = ("shape_slat_encoder", "tex_slat_decoder", "tex_slat_flow_model_{size}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedNetwork:
+    config: Mapping[str, Any]  # {"name": class, "args": {...}}
+    network: nn.Module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseFacts:
+    """What the pipeline files say beside the networks."""
+
+    resolution: int
+    token_resolution: int
+    image_size: int
+    samplers: Mapping[str, Mapping[str, Any]]  # structure, shape, texture -> released `params`
+    shape_normalization: tuple[Tensor, Tensor]  # mean, std, each float32 [C]
+    texture_normalization: tuple[Tensor, Tensor]
+
+
+def write_release(folder: Path, networks: Mapping[str, TrainedNetwork], facts: ReleaseFacts) -> None:
+    """Write every network in float16 and the two pipeline files; encoders are ordinary entries of `ckpts/`."""
+    ckpts = folder / "ckpts"
+    ckpts.mkdir(parents=True, exist_ok=True)
+    for name, trained in networks.items():
+        tensors = {k: v.detach().half().contiguous() for k, v in trained.network.state_dict().items()}
+        save_file(tensors, ckpts / f"{name}.safetensors")
+        _write_json(ckpts / f"{name}.json", trained.config)
+    _write_json(folder / "pipeline.json", {"name": "Trellis2ImageTo3DPipeline", "args": _image_args(facts)})
+    _write_json(
+        folder / "texturing_pipeline.json",
+        {"name": "Trellis2TexturingPipeline", "args": _texturing_args(facts)},
+    )
+
+
+def _image_args(facts: ReleaseFacts) -> dict[str, Any]:
+    return {
+        "models": _models(IMAGE_MODELS, facts),
+        "sparse_structure_sampler": _sampler(facts.samplers["structure"]),
+        "shape_slat_sampler": _sampler(facts.samplers["shape"]),
+        **_common_args(facts),
+        "pipeline_types": {
+            str(facts.resolution): {
+                "structure_resolution": facts.token_resolution,
+                "image_size": facts.image_size,
+                "shape_model": f"shape_slat_flow_model_{facts.resolution}",
+                "texture_model": f"tex_slat_flow_model_{facts.resolution}",
+                "resolution": facts.resolution,
+            }
+        },
+        "default_pipeline_type": str(facts.resolution),
+    }
+
+
+def _texturing_args(facts: ReleaseFacts) -> dict[str, Any]:
+    image = _image_args(facts)
+    return {
+        "models": _models(TEXTURING_MODELS, facts),
+        **_common_args(facts),
+        **{key: image[key] for key in ("pipeline_types", "default_pipeline_type")},
+    }
+
+
+def _common_args(facts: ReleaseFacts) -> dict[str, Any]:
+    return {
+        "tex_slat_sampler": _sampler(facts.samplers["texture"]),
+        "shape_slat_normalization": _normalization(facts.shape_normalization),
+        "tex_slat_normalization": _normalization(facts.texture_normalization),
+        "image_cond_model": {
+            "name": "DinoV3FeatureExtractor",
+            "args": {"model": "ckpts/image_encoder", "image_size": facts.image_size},
+        },
+    }
+
+
+def _models(names: tuple[str, ...], facts: ReleaseFacts) -> dict[str, str]:
+    full = [name.format(size=facts.resolution) for name in names]
+    return {name: f"ckpts/{name}" for name in full}
+
+
+def _sampler(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": dict(params)}
+
+
+def _normalization(vectors: tuple[Tensor, Tensor]) -> dict[str, list[float]]:
+    return {key: [round(float(x), 6) for x in v] for key, v in zip(("mean", "std"), vectors, strict=True)}
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
