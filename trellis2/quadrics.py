@@ -177,8 +177,8 @@ def add_boundary(
 def cells_along(start: Tensor, direction: Tensor, length: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Grid traversal (Amanatides & Woo, 1987), all segments at once: (segment [P], cell int64 [P, 3]).
 
-    Every plane that a segment reaches adds one move; its moves sorted by distance give its cells. Simultaneous
-    moves go along z, then y, then x.
+    Every plane that a segment reaches adds one move; its moves sorted by distance give its cells.
+    Simultaneous moves go along z, then y, then x.
     """
     first = (start / step).floor().long()
     last = ((start + direction * length[:, None]) / step).floor().long()

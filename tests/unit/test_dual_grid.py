@@ -5,8 +5,10 @@ Voxel keys are 64-bit: grids of 1536 and 2048 are part of the specification.
 
 import pytest
 import torch
+import trimesh
 
-from trellis2.dual_grid import extract_mesh, normalize_mesh
+from trellis2 import crossings
+from trellis2.dual_grid import extract_mesh, mesh_to_dual_grid, normalize_mesh
 
 
 def block(resolution=4, low=0, high=2):
@@ -99,3 +101,96 @@ def test_a_normalised_mesh_is_centred_and_strictly_inside_the_cube():
     assert vertices.abs().amax() < 0.5
     assert (vertices.amax(0) - vertices.amin(0)).amax().item() == pytest.approx(0.99999)
     assert torch.allclose(vertices.amax(0) + vertices.amin(0), torch.zeros(3), atol=1e-6)
+
+
+def sphere(radius=0.4, subdivisions=3):
+    mesh = trimesh.creation.icosphere(subdivisions=subdivisions, radius=radius)
+    return torch.tensor(mesh.vertices).float(), torch.tensor(mesh.faces).int()
+
+
+def facts(mesh):
+    """(edges used by two triangles only, distances of the used vertices from the origin)."""
+    edges = torch.cat([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]).sort(1).values
+    _, counts = edges.unique(dim=0, return_counts=True)
+    used = mesh.faces.unique().long()
+    return bool((counts == 2).all()), mesh.vertices[used].norm(dim=1)
+
+
+@pytest.mark.parametrize("resolution", [16, 33])
+def test_a_sphere_survives_the_round_trip_closed_and_round(resolution):
+    vertices, faces = sphere()
+    dual = mesh_to_dual_grid(vertices, faces, resolution)
+    closed, radius = facts(extract_mesh(dual.coords, dual.dual_vertices, dual.crossings, None, resolution))
+    assert closed and (radius - 0.4).abs().amax() < 0.01
+    assert dual.coords.dtype == torch.int32 and dual.crossings.dtype == torch.bool
+    assert (dual.dual_vertices >= 0).all() and (dual.dual_vertices <= 1).all()
+
+
+def test_a_cube_keeps_its_corners_and_edges():
+    turn = trimesh.transformations.rotation_matrix(0.4, (1, 2, 3))
+    box = trimesh.creation.box((0.5, 0.4, 0.6)).apply_transform(turn)
+    vertices, faces = torch.tensor(box.vertices).float(), torch.tensor(box.faces).int()
+    dual = mesh_to_dual_grid(vertices, faces, 32, regularization_weight=1e-4)
+    surface = extract_mesh(dual.coords, dual.dual_vertices, dual.crossings, None, 32)
+    nearest = torch.cdist(vertices, surface.vertices).amin(1)
+    assert (nearest < 0.25 / 32).all()
+
+
+def test_the_flags_are_the_edges_that_the_surface_crosses():
+    low, high = 0.21, 0.69  # in voxels of a 4^3 grid over [0, 4]: a small tilted triangle around one edge
+    triangle = torch.tensor([[1.5, 1.5, low + 1], [3.0, 1.5, low + 1], [1.8, 3.0, high + 1]])
+    dual = mesh_to_dual_grid(triangle, torch.tensor([[0, 1, 2]]), 4, aabb=[[0, 0, 0], [4, 4, 4]])
+    owner = dual.crossings[:, 2].nonzero().squeeze(1)
+    assert dual.coords[owner].tolist() == [[1, 1, 1]]
+    assert dual.coords[:, 2].eq(1).all() and len(dual.coords) == 4
+
+
+def test_a_triangle_between_grid_edges_makes_no_voxel():
+    inside = torch.tensor([[0.1, 0.1, 0.1], [0.2, 0.1, 0.15], [0.1, 0.2, 0.12]])
+    assert len(mesh_to_dual_grid(inside, torch.tensor([[0, 1, 2]]), 2).coords) == 0
+
+
+def test_open_edges_pull_their_vertices_onto_the_border():
+    half = 0.4
+    sheet = torch.tensor([[-half, -half, 0.01], [half, -half, 0.01], [half, half, 0.01], [-half, half, 0.01]])
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    reach = {}
+    for weight in (0.0, 0.2):
+        dual = mesh_to_dual_grid(sheet, faces, 16, boundary_weight=weight)
+        surface = extract_mesh(dual.coords, dual.dual_vertices, dual.crossings, None, 16)
+        reach[weight] = surface.vertices[surface.faces.unique().long()][:, 0].amax().item()
+    tenth = 0.1 / 16
+    assert abs(reach[0.2] - half) < tenth < abs(reach[0.0] - half)
+
+
+def test_a_grid_may_have_any_box_and_any_sides():
+    vertices, faces = sphere(radius=0.3)
+    box = [[-0.35, -0.4, -0.45], [0.5, 0.4, 0.35]]
+    dual = mesh_to_dual_grid(vertices, faces, (20, 16, 24), aabb=box)
+    closed, radius = facts(
+        extract_mesh(dual.coords, dual.dual_vertices, dual.crossings, None, (20, 16, 24), aabb=box)
+    )
+    assert closed and (radius - 0.3).abs().amax() < 0.01
+
+
+def test_lookups_in_a_table_and_by_search_agree(monkeypatch):
+    vertices, faces = sphere()
+    by_table = mesh_to_dual_grid(vertices, faces, 20)
+    monkeypatch.setattr(crossings, "DENSE_CELLS", 0)
+    monkeypatch.setattr(crossings, "WORK", 50)
+    by_search = mesh_to_dual_grid(vertices, faces, 20)
+    assert torch.equal(by_table.coords, by_search.coords) and torch.equal(
+        by_table.crossings, by_search.crossings
+    )
+    assert torch.allclose(by_table.dual_vertices, by_search.dual_vertices, atol=1e-4)
+
+
+def test_a_mesh_without_faces_makes_no_voxels():
+    dual = mesh_to_dual_grid(torch.zeros(3, 3), torch.zeros(0, 3, dtype=torch.int32), 16)
+    assert dual.coords.shape == (0, 3) and dual.crossings.shape == (0, 3)
+
+
+def test_vertices_that_are_not_finite_are_refused():
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, float("nan")], [0, 1, 0]])
+    with pytest.raises(ValueError, match="finite"):
+        mesh_to_dual_grid(vertices, torch.tensor([[0, 1, 2]]), 8)

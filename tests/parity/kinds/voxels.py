@@ -6,12 +6,14 @@ The sidecars give the comparison in prose; each `compare_*` implements the prose
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.parity.case import Case, Check, Kind, compare_tensor
 from trellis2.dual_grid import Grid, extract_mesh, find_quads, gather_quadrics, mesh_to_dual_grid, split_along
+from trellis2.voxelize import SurfaceMaterial, TexturedMesh, voxelize_surface
 from trellis_core.geometry.sample import index_voxels, sample_voxels, trilinear_corners
 
 MAX_ABS = {"kind": "max_abs"}
@@ -192,6 +194,51 @@ def share_beyond(name: str, error: Tensor, limit: float, share: float) -> Check:
     return Check(name, beyond, share, f"of {len(error)} rows beyond {limit:g}")
 
 
+# --- textured mesh -> material voxels --------------------------------------------------------------
+
+
+def run_material_voxels(case: Case) -> dict[str, Tensor]:
+    params = case.params
+    mesh = TexturedMesh(
+        triangles=case.inputs["triangles"],
+        uvs=case.inputs["uvs"],
+        normals=case.inputs["normals"],
+        material_ids=case.inputs["material_ids"].long(),
+        materials=[read_material(case, description) for description in params["materials"]],
+    )
+    voxels = voxelize_surface(
+        mesh,
+        torch.tensor(params["voxel_size"]),
+        params["grid_size"],
+        mip_level_offset=params["mip_level_offset"],
+    )
+    out = {name: getattr(voxels, name) for name in ("base_color", "metallic", "roughness", "alpha", "normal")}
+    for name, value in list(out.items()):
+        shown = value * 0.5 + 0.5 if name == "normal" else value
+        out[f"{name}_u8"] = (255 * shown).clamp(0, 255).byte()
+    return out | {"coords": voxels.coords}
+
+
+def read_material(case: Case, description: dict[str, Any]) -> SurfaceMaterial:
+    values = {
+        name: case.inputs[value.removeprefix("in.")] if name.endswith("_texture") else value
+        for name, value in description.items()
+    }
+    return SurfaceMaterial(**values)
+
+
+def compare_material_voxels(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    checks = [compare_rows("coords", got["coords"], want["coords"])]
+    if not checks[0].passed:
+        return checks
+    got, want = by_coords(got), by_coords(want)
+    for name in want:
+        if name != "coords":
+            error = (got[name].double() - want[name].double()).abs().reshape(len(want[name]), -1).amax(1)
+            checks.append(share_beyond(name, error, 1 if name.endswith("_u8") else 1e-4, 0.005))
+    return checks
+
+
 # --- sparse sampling -------------------------------------------------------------------------------
 
 
@@ -248,5 +295,6 @@ def compare_rows(name: str, got: Tensor, want: Tensor) -> Check:
 KINDS = {
     "geometry.flexible_dual_grid_to_mesh": Kind(run_dual_grid_to_mesh, compare_dual_grid_to_mesh),
     "geometry.mesh_to_flexible_dual_grid": Kind(run_mesh_to_dual_grid, compare_mesh_to_dual_grid),
+    "geometry.textured_mesh_to_volumetric_attributes": Kind(run_material_voxels, compare_material_voxels),
     "geometry.sparse_grid_sampling": Kind(run_sparse_sampling, compare_sparse_sampling),
 }
