@@ -143,12 +143,12 @@ def conclude(console: Console, order: Order, started: float) -> None:
         path = Path(facts["path"])
         size = files.size_of(path)
         console.say("asset", f"{facts['faces']:,} faces, {facts['texture']} px texture, {size}")
-        if facts["quality"]["passed"]:
-            console.say("quality", "passed")
-        else:
-            failed.append(path)
-        for problem in facts["quality"]["problems"]:
+        problems = facts["quality"]["problems"]
+        console.say("quality", f"{len(problems)} of the checks failed" if problems else "passed")
+        for problem in problems:
             console.warn(problem)
+        if not facts["quality"]["passed"]:
+            failed.append(path)
         if "preview" in facts:
             console.say("preview", facts["preview"])
     if "bundle" in console.facts:

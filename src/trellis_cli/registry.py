@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ from trellis_cli.console import Console
 from trellis_cli.options import Precision, Tier, parse_kernels
 from trellis_core.errors import ModelError
 from trellis_core.weights import hub
-from trellis_core.weights.verify import count_parameters
 
 if TYPE_CHECKING:
+    import torch
+
     from trellis2.pipeline import Pipeline
+    from trellis_core.kernels.table import Kernels
     from trellis_core.memory.budget import MemoryPlan, MemoryRequest
     from trellis_core.memory.devices import DeviceInfo
     from trellis_core.runtime import Runtime
@@ -126,44 +128,51 @@ def load_engine(
 
     import trellis2
     from trellis_core.memory.budget import MemoryRequest
+    from trellis_core.runtime import Runtime
 
-    runtime, info = open_runtime(machine)
+    device, info, kernels = open_device(machine)
     request = MemoryRequest(tier=machine.tier, precision=machine.precision, num_samples=num_samples)
     if found is None:
         found = choose_model(info, request)
     plan = plan_for(found.folder, info, request, pipeline_type)
 
     console.say("model", f"{found.name}, {found.reason}")
-    console.say("device", f"{info.name or runtime.device}; {plan.describe()}")
+    console.say("device", f"{info.name or device}; {plan.describe()}")
     console.facts["model"] = {"name": found.name, "folder": str(found.folder), "reason": found.reason}
     console.facts["device"] = {
         "name": info.name,
-        "device": str(runtime.device),
-        "kernels": dict(runtime.kernels.choices),
+        "device": str(device),
+        "kernels": dict(kernels.choices),
     }
     console.facts["plan"] = plan.as_dict()
     if not plan.fits:
         console.warn("the memory plan does not fit this machine; the run may end for lack of memory")
-    runtime = replace(runtime, dtype=plan.dtype, keep_resident=plan.keep_resident)
-    return trellis2.load(found.name if found.name in MODELS else found.folder, runtime)
+    return trellis2.load(found.name, Runtime.of_plan(plan, device, kernels))
 
 
-def open_runtime(machine: Machine) -> tuple[Runtime, DeviceInfo]:
-    """Device and kernels, without a model. `UsageError` when what was asked for cannot run here."""
+def open_device(machine: Machine) -> tuple[torch.device, DeviceInfo, Kernels]:
+    """The device and its kernels. `UsageError` when what was asked for cannot run here."""
     from trellis_core.kernels.table import resolve_kernels
     from trellis_core.memory.devices import describe_device, select_device
-    from trellis_core.runtime import Runtime
 
     device = select_device(machine.device)
     info = describe_device(device)
-    return Runtime(device=device, kernels=resolve_kernels(info, machine.kernels)), info
+    return device, info, resolve_kernels(info, machine.kernels)
+
+
+def open_runtime(machine: Machine) -> Runtime:
+    """A runtime for drawing, without a model."""
+    from trellis_core.runtime import Runtime
+
+    device, _, kernels = open_device(machine)
+    return Runtime(device=device, kernels=kernels)
 
 
 def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Console) -> Pipeline:
     """The engine that made `bundle`, or the `model` that was asked for."""
     if model == AUTO:
         model = str(bundle.info.get("model", {}).get("name", ""))
-        if model not in MODELS:
+        if model not in MODELS and not Path(model).is_dir():
             raise ModelError(
                 f"the bundle was made by the model `{model}`", hint="pass its folder: `--model PATH`"
             )
@@ -207,30 +216,10 @@ def _problem(name: str, model: Model, folder: Path, device: DeviceInfo, request:
 def plan_for(
     folder: Path, device: DeviceInfo, request: MemoryRequest, pipeline_type: str | None = None
 ) -> MemoryPlan:
-    """The memory plan of one model on one device, from its configurations and the sizes of its files.
+    """The memory plan of the model in `folder` on one device.
 
     Raises `ModelError` for a damaged or incomplete model and `UsageError` for an unknown pipeline type.
     """
-    from trellis2.settings import read_settings
-    from trellis_core.memory.budget import VRAMManager
-    from trellis_core.memory.cost import describe_networks
+    from trellis2.loading import plan_for
 
-    kind = read_settings(folder / hub.PIPELINE).pipeline_type(pipeline_type)
-    sizes = (kind.structure_image_size, kind.texture_image_size, *(p.image_size for p in kind.shape_passes))
-    configs = {name: _network(reference, folder) for name, reference in references(folder).items()}
-    networks = describe_networks(configs, resolution=kind.resolution, image_size=max(sizes))
-    return VRAMManager(device, request).plan(networks)
-
-
-def _network(reference: str, folder: Path) -> tuple[Mapping[str, Any], int]:
-    """Configuration and number of parameters of one checkpoint."""
-    stem = hub.find_checkpoint(reference, folder, model=folder.name)
-    config = hub.config_of(stem)
-    if not config.is_file():
-        config = stem.with_name("config.json")  # as image encoders are published
-    try:
-        return json.loads(config.read_text(encoding="utf-8")), count_parameters(hub.weights_of(stem))
-    except FileNotFoundError:
-        raise ModelError(f"`{config}` is missing", hint=f"run `trellis models pull {folder.name}`") from None
-    except ValueError as error:
-        raise ModelError(f"`{config}` is damaged: {error}", hint="download the model again") from error
+    return plan_for(folder, device, request, pipeline_type)

@@ -81,5 +81,20 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder in the released layout with tiny random weights."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    """A model folder in the released layout with tiny random weights, and a grid of 64 besides 512."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    path = folder / "pipeline.json"
+    pipeline = json.loads(path.read_text())
+    pipeline["args"]["default_pipeline_type"] = "64"
+    pipeline["args"]["pipeline_types"] = {
+        name: {
+            "structure_resolution": resolution // 16,
+            "image_size": 64,
+            "resolution": resolution,
+            "shape_model": "shape_slat_flow_model_512",
+            "texture_model": "tex_slat_flow_model_512",
+        }
+        for name, resolution in (("64", 64), ("512", 512))
+    }
+    path.write_text(json.dumps(pipeline))
+    return folder

@@ -76,7 +76,7 @@ def _draw_mesh(path, machine):
 
     read = read_mesh(path)
     mesh = fit_unit_cube(read.mesh)
-    runtime = registry.open_runtime(machine)[0]
+    runtime = registry.open_runtime(machine)
     rows = [shape_row(mesh, runtime)]
     if read.base_color is not None:
         rows.insert(0, textured_row(mesh, read.base_color, runtime))
