@@ -7,12 +7,15 @@ decoded; writing leaves a whole file or none.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from trellis_core.errors import InputError, OutputError
@@ -125,6 +128,25 @@ def test_truncated_pictures_are_refused(tmp_path, suffix, share):
     path.write_bytes(data[: int(len(data) * share)])
     message = refusal(path)
     assert "damaged" in message or "not a picture" in message
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    suffix=st.sampled_from(["png", "jpeg", "webp", "tiff", "gif", "bmp", "ico", "tga", "ppm"]),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_files_are_read_or_refused_but_never_crash(tmp_path_factory, suffix, changes):
+    buffer = io.BytesIO()
+    two_halves().save(buffer, format=suffix)
+    data = bytearray(buffer.getvalue())
+    for position, value in changes:
+        data[position % len(data)] = value
+    path = tmp_path_factory.mktemp("damaged") / f"a.{suffix}"
+    path.write_bytes(data)
+    try:
+        assert read_picture(path).mode in ("RGB", "RGBA")
+    except InputError as error:
+        assert error.hint
 
 
 def test_tiny_and_invisible_pictures_are_refused(tmp_path):

@@ -20,7 +20,7 @@ MAX_PIXELS = 150_000_000  # below the limit at which Pillow itself refuses
 MIN_SIDE = 8
 FORMATS_HINT = "give a PNG, JPEG, WebP, TIFF, BMP or GIF file"
 # what Pillow's decoders raise on damaged files
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -37,7 +37,8 @@ def read_picture(path: str | Path) -> Image.Image:
         kind = "a folder" if path.is_dir() else "not a file"
         raise InputError(f"`{path}` is {kind}, not a picture", hint="give the path of one picture")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # about damaged metadata that does not matter here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
         try:
             with Image.open(path) as file:
                 check_size(path, *file.size)

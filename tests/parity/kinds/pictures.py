@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -113,7 +114,7 @@ def run_image_preprocess(case: Case) -> dict[str, Tensor]:
             return Image.fromarray(mask.numpy())
 
         result = preprocess_picture(picture, stored_mask)
-        outputs[name] = torch.tensor(list(result.getdata()), dtype=torch.uint8).view(*result.size[::-1], 3)
+        outputs[name] = torch.from_numpy(np.array(result))
     return outputs
 
 
