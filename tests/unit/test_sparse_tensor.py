@@ -73,6 +73,13 @@ def test_a_plan_remembers_what_others_make_on_it_until_it_forgets():
     assert len(calls) == 2
 
 
+def test_forgetting_reaches_the_recorded_finer_levels():
+    coarse = space_to_channel(sparse())
+    table = coarse.plan.recorded.fine.neighbors(neighbor_map)
+    coarse.plan.forget()
+    assert coarse.plan.recorded.fine.neighbors(neighbor_map) is not table
+
+
 def test_moving_to_another_device_leaves_no_table_behind():
     x = space_to_channel(sparse())
     x.plan.neighbors(neighbor_map)
@@ -95,7 +102,7 @@ def test_a_batch_size_that_is_too_small_is_refused():
 
 @pytest.mark.parametrize("coords", [COORDS.long(), COORDS[:, :3], COORDS[:4]])
 def test_coordinates_of_the_wrong_kind_are_refused(coords):
-    with pytest.raises(ValueError, match="int32|coordinates"):
+    with pytest.raises(ValueError, match=r"int32|coordinates"):
         SparseTensor(torch.zeros(5, 1), coords, batch_size=3)
 
 
@@ -227,9 +234,9 @@ def test_upsampling_without_mask_or_topology_is_refused():
 
 def test_the_same_mask_gives_the_same_level_and_another_mask_another():
     plan, mask = sparse().plan, torch.eye(8, dtype=torch.bool)[:5]
-    links = plan.expand(mask)
-    assert plan.expand(mask.clone()) is links
-    assert plan.expand(~mask) is not links
+    fine = plan.expand(mask).fine
+    assert plan.expand(mask.clone()).fine is fine
+    assert plan.expand(~mask).fine is not fine
 
 
 def test_mean_pooling_counts_children_that_exist():

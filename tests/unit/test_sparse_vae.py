@@ -8,6 +8,7 @@ last convolutions; training reaches every weight. Not tested here: the released 
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,26 @@ def test_the_texture_decoder_follows_the_shape_decoder_and_shares_its_tables():
     assert searches == []
 
 
+def test_a_latent_does_not_keep_what_was_decoded_from_it():
+    _, latent = encoded()
+    free = latent.without_topology()
+    decoder = build("FlexiDualGridVaeDecoder", CHANNELS).requires_grad_(False)
+    raw, subdivisions = decoder(free.replace(free.feats.detach()))
+    finest = weakref.ref(raw.plan)
+    del raw, subdivisions
+    assert finest() is None
+
+
+def test_autocast_decides_the_dtype_in_training():
+    x, latent = encoded()
+    encoder = build("FlexiDualGridVaeEncoder", CHANNELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, _ = encoder(x, x.feats > 0.5)
+    mean.feats.float().square().sum().backward()
+    assert (mean.feats.float() - latent.feats).norm() < 0.05 * latent.feats.norm()
+    assert all(p.grad.dtype == torch.float32 for p in encoder.parameters())
+
+
 def test_guides_of_other_tokens_are_refused():
     _, latent = encoded()
     _, guides = build("FlexiDualGridVaeDecoder", CHANNELS)(latent.without_topology())
@@ -193,9 +214,8 @@ def test_training_reaches_every_weight_after_one_step_from_scratch():
     x = voxels()
     encoder = build("FlexiDualGridVaeEncoder", CHANNELS)
     decoder = build("FlexiDualGridVaeDecoder", CHANNELS)
-    weights = {
-        f"{half}.{k}": v for half, m in (("e", encoder), ("d", decoder)) for k, v in m.named_parameters()
-    }
+    both = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    weights = dict(both.named_parameters())
     for model in (encoder, decoder):
         model.initialize()
     optimizer = torch.optim.SGD(weights.values(), lr=0.1)

@@ -1,8 +1,9 @@
 """Plans: everything that depends on the coordinates of a sparse tensor only, computed once and shared.
 
 A plan belongs to one set of voxels. Tensors on the same voxels share the plan object, so the layers of a
-level, and two decoders that expand alike, build each table once. Plans refer to finer plans only, never
-back, so that a level is freed with its last tensor. Knows nothing about features or models.
+level, and two decoders that expand alike, build each table once. A plan keeps the finer level it was
+recorded from; a level that a mask made lives as long as its own tensors. Knows nothing about features or
+models.
 Resampling by 2: child number k = dx + 2 dy + 4 dz, d = coordinate mod 2.
 
 Letters: B samples, T rows (voxels), P parent voxels, K kernel taps.
@@ -119,9 +120,10 @@ class SparsePlan:
         self.batch_size = batch_size
         self.recorded = recorded
         self._made: dict[Hashable, Any] = {}
-        self._expansion: tuple[Tensor, Links] | None = None
         self._coarse: weakref.ref[SparsePlan] | None = None
-        self._origin: tuple[Tensor, Tensor] | None = None  # neighbor map of the parents, slots
+        self._expansion: tuple[Tensor, weakref.ref[SparsePlan]] | None = None  # mask, finer level
+        self._slots: Tensor | None = None  # when a mask made this level: places among the parents' children
+        self._parent_neighbors: Tensor | None = None  # until this level's own map is made from it
 
     def remember(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """The value made for `key` the first time it was asked for (windows, rotary phases, ...)."""
@@ -130,10 +132,11 @@ class SparsePlan:
         return self._made[key]  # type: ignore[no-any-return]
 
     def forget(self) -> None:
-        """Free the derived tables; they are made again when asked for. Recorded topology stays."""
+        """Free the derived tables, also of recorded finer levels; they are made again when asked for."""
         self._made.clear()
-        self._expansion = None
-        self._origin = None
+        self._parent_neighbors = None
+        if self.recorded is not None:
+            self.recorded.fine.forget()
 
     @property
     def layout(self) -> RowLayout:
@@ -155,9 +158,10 @@ class SparsePlan:
         """int32 [T, kernel_size ** 3]: row at every tap, x slowest; -1 where there is no voxel."""
 
         def make() -> Tensor:
-            if self._origin is not None and (kernel_size, dilation) == (3, 1):
-                origin, self._origin = self._origin, None
-                return refine_neighbor_map(*origin)
+            if self._parent_neighbors is not None and (kernel_size, dilation) == (3, 1):
+                parent_neighbors, self._parent_neighbors = self._parent_neighbors, None
+                assert self._slots is not None
+                return refine_neighbor_map(parent_neighbors, self._slots)
             return find(self.coords, kernel_offsets(kernel_size, dilation).to(self.coords.device))
 
         return self.remember(("neighbors", kernel_size, dilation), make)
@@ -185,7 +189,7 @@ class SparsePlan:
         """The finer level: the recorded one if there is one, else the children in `mask`.
 
         Masked children come parent by parent, by rising child number; a parent without children
-        disappears. The same mask gives the same plan again, tables included.
+        disappears. The same mask gives the same plan again, tables included, while that is in use.
         """
         if self.recorded is not None:
             return self.recorded
@@ -193,20 +197,22 @@ class SparsePlan:
             raise ValueError("upsampling needs a mask: these voxels do not come from a downsampling")
         if mask.shape != (len(self.coords), 8):
             raise ValueError(f"mask must be [{len(self.coords)}, 8], got {list(mask.shape)}")
-        if self._expansion is None or not torch.equal(self._expansion[0], mask):
-            self._expansion = (mask, self._expand(mask))
-        return self._expansion[1]
+        fine = self._expansion[1]() if self._expansion is not None else None
+        if fine is None or not torch.equal(self._expansion[0], mask):  # type: ignore[index]
+            fine = self._expand(mask)
+            self._expansion = (mask, weakref.ref(fine))
+        assert fine._slots is not None
+        return Links(fine, fine._slots, len(self.coords))
 
-    def _expand(self, mask: Tensor) -> Links:
+    def _expand(self, mask: Tensor) -> SparsePlan:
         slots = mask.reshape(-1).nonzero().squeeze(1).int()
         offsets = torch.tensor(CHILD_OFFSETS, dtype=torch.int32, device=slots.device)
         coords = self.coords.index_select(0, slots >> 3)
         coords[:, 1:] = 2 * coords[:, 1:] + offsets.index_select(0, slots & 7)
         fine = SparsePlan(coords, self.batch_size)
-        known = self._made.get(("neighbors", 3, 1))
-        if known is not None:
-            fine._origin = (known, slots)
-        return Links(fine, slots, len(self.coords))
+        fine._slots = slots
+        fine._parent_neighbors = self._made.get(("neighbors", 3, 1))
+        return fine
 
     def to(self, device: torch.device | str) -> SparsePlan:
         """The same voxels and recorded topology on another device; tables are made there anew."""
