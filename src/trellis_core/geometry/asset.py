@@ -140,7 +140,7 @@ def build_asset(
 
 
 def demand_geometry(shape: VoxelMesh) -> None:
-    hint = "the model found no surface: try another seed, or a picture that shows the whole object on a plain background"
+    hint = "try another seed, or a picture that shows the whole object on a plain background"
     if len(shape.mesh.faces) == 0 or len(shape.mesh.vertices) == 0:
         raise InputError("the decoded shape has no faces", hint=hint)
     if len(shape.voxels.coords) == 0:
@@ -152,7 +152,7 @@ def demand_geometry(shape: VoxelMesh) -> None:
 def clean(
     mesh: Mesh, voxels: PBRVoxels, settings: ExportSettings, runtime: Runtime
 ) -> tuple[Mesh, Surroundings, float]:
-    """Repair the raw surface. Returns it outward-facing and manifold, its surroundings, and the unclear share."""
+    """Repair the raw surface: outward-facing and manifold; also its surroundings and the unclear share."""
     voxel = 1.0 / voxels.resolution
     mesh = remove_broken_faces(weld_vertices(keep_finite(mesh), WELD * voxel))
     mesh = remove_flaps(mesh, FLAP_AREA * voxel**2)
@@ -203,7 +203,7 @@ def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Ru
 
 
 def choose_alpha(alpha: Tensor, wanted: AlphaMode) -> str:
-    """OPAQUE, MASK or BLEND. `auto` is opaque unless over 2% of the texels (values in [0, 1]) are see-through."""
+    """OPAQUE, MASK or BLEND for values in [0, 1]; `auto` is opaque unless over 2% of them are see-through."""
     if wanted != "auto":
         return wanted.upper()
     if len(alpha) == 0 or float((alpha < 0.9).float().mean()) <= 0.02:

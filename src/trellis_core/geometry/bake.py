@@ -165,7 +165,7 @@ def move_to_surface(
     resolution: int,
     kernels: Kernels,
 ) -> tuple[Tensor, Tensor]:
-    """Closest points on the original where it faces the same way, and whether there are any (else unmoved)."""
+    """Closest points on the original where it faces the same way, and whether there are any, bool [Q]."""
     closest_point: Any = kernels["closest_point"]
     normals = face_normals(mesh.vertices, mesh.faces)
     target_normals = face_normals(original.vertices, original.faces)
@@ -201,7 +201,7 @@ def nearest_voxels(points: Tensor, voxels: PBRVoxels) -> Tensor:
 
 
 def to_images(baked: Tensor) -> tuple[Tensor, Tensor]:
-    """Split uint8 [S, S, 6] into base color + alpha [S, S, 4] and glTF's (0, roughness, metallic) [S, S, 3]."""
+    """Split uint8 [S, S, 6] into base color + alpha [S, S, 4] and (0, roughness, metallic) [S, S, 3]."""
     color = torch.cat([baked[..., BASE_COLOR], baked[..., ALPHA]], dim=-1)
     rough, metal = baked[..., ROUGHNESS], baked[..., METALLIC]
     return color, torch.cat([torch.zeros_like(rough), rough, metal], dim=-1)

@@ -141,7 +141,7 @@ def merge_tiny(surface: Surface, chart: Tensor, rounds: int = 10) -> Tensor:
 
 
 def split_steep(surface: Surface, chart: Tensor, rounds: int = 4) -> Tensor:
-    """Cut off faces that are steeper than the limit in their chart; the last resort is a chart of one face."""
+    """Cut off faces that are too steep in their chart; the last resort is a chart of one face."""
     for step in range(rounds):
         axis, _ = chart_axes(surface, chart)
         steep = (surface.normals * axis[chart]).sum(1) < FLAT_LIMIT

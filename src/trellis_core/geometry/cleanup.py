@@ -45,7 +45,7 @@ def merge_vertices(mesh: Mesh, labels: Tensor) -> Mesh:
 
 
 def weld_vertices(mesh: Mesh, tolerance: float) -> Mesh:
-    """Merge vertices that fall into the same cell of a grid of `tolerance`, or of that grid shifted by half."""
+    """Merge vertices in the same cell of a grid of `tolerance`, or of that grid shifted by half a cell."""
     pairs = []
     for shift in (0.0, 0.5):
         cells = torch.floor(mesh.vertices.double() / tolerance + shift).long()
@@ -68,7 +68,7 @@ def not_duplicate(faces: Tensor) -> Tensor:
 
 
 def not_degenerate(mesh: Mesh, absolute: float = DEGENERATE_AREA, relative: float = torch.inf) -> Tensor:
-    """False for faces that repeat a vertex or have less area than `min(absolute, relative * longest side^2)`."""
+    """False for faces that repeat a vertex or have less area than `min(absolute, relative * side^2)`."""
     faces = mesh.faces.long()
     distinct = (faces != faces.roll(1, dims=1)).all(1)
     corners = mesh.vertices[faces]
@@ -249,7 +249,7 @@ def _straighten_once(mesh: Mesh, bad: Tensor) -> Mesh | None:
 
 
 def _may_collapse(faces: Tensor, around: dict[int, set[int]], u: int, v: int) -> bool:
-    """Link condition (Dey et al., 1999): the ends share no neighbour but the corners of their common faces."""
+    """Link condition (Dey et al., 1999): the ends share no neighbour but corners of their common faces."""
     common = around[u] & around[v]
 
     def ring(of: int) -> set[int]:

@@ -1,7 +1,8 @@
 """How triangles hang together: edges, neighbours, components, boundaries.
 
 Knows nothing about positions. A side is one directed edge of one face: side `3 * f + s` of face f goes
-from corner s to corner (s + 1) % 3. An edge is an unordered vertex pair. Letters: V vertices, F faces, E edges.
+from corner s to corner (s + 1) % 3. An edge is an unordered vertex pair.
+Letters: V vertices, F faces, E edges.
 """
 
 from __future__ import annotations

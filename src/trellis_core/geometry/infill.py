@@ -34,7 +34,7 @@ def paint_texture(
 
 
 def nearest_covered(covered: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """Texels within `rounds` rings around the covered ones, and the nearest covered texel of each, as indices.
+    """Texels within `rounds` rings around the covered ones, and the nearest covered texel of each.
 
     Each new texel looks at its eight neighbours and takes over the nearest of their sources.
     """
@@ -74,7 +74,7 @@ def smooth_fill(values: Tensor, index: Tensor, size: int) -> Tensor:
     total = torch.zeros(side * side, channels, device=values.device).index_add_(0, cell, values.float())
     image = (total / count.clamp_min(1)[:, None]).T.reshape(1, channels, side, side)
     coarse = push_pull(image, (count > 0).reshape(1, 1, side, side)).round().clamp(0, 255).to(torch.uint8)
-    # one channel at a time: uint8 interpolation is several times faster than float and needs no large temporary
+    # one channel at a time: uint8 interpolation is fast and needs no large temporary
     scaled = [
         F.interpolate(coarse[:, c : c + 1], size=(side * COARSE,) * 2, mode="bilinear", align_corners=False)
         for c in range(channels)

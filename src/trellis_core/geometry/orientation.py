@@ -150,7 +150,7 @@ def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
 
 
 def outside_votes(mesh: Mesh, around: Surroundings) -> Tensor:
-    """Per face: +1 when the side it faces reaches the outside sooner than its back, -1 the other way, else 0."""
+    """Per face: +1 when its front reaches the outside sooner than its back, -1 the other way, else 0."""
     center = mesh.vertices[mesh.faces.long()].mean(1)
     step = face_normals(mesh.vertices, mesh.faces) / around.cells
 

@@ -14,7 +14,7 @@ AGGRESSIVENESS = (3.0, 5.0, 7.0, 9.0)  # the next one only when a round stops ab
 
 
 def simplify(mesh: Mesh, target_faces: int) -> Mesh:
-    """Collapse edges until at most `target_faces` are left, or nothing more can go. Keeps borders in place."""
+    """Collapse edges until at most `target_faces` are left, or nothing more can go."""
     import fast_simplification
 
     points = mesh.vertices.cpu().double().numpy()

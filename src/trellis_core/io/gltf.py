@@ -1,6 +1,6 @@
 """An asset as a glTF 2.0 document and its binary buffer.
 
-glTF is y up: (x, y, z) becomes (x, z, -y). Texture coordinates are the asset's own. Knows nothing about files.
+glTF is y up: (x, y, z) becomes (x, z, -y). Texture coordinates are the asset's own.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def gltf_texture(image: int, texture_format: str) -> dict[str, Any]:
 
 
 def encode_image(image: Tensor, texture_format: str, quality: int | None = None) -> bytes:
-    """Encode uint8 [H, W, 3 or 4] as PNG or WebP (`quality` None: lossless). Opaque images are stored as RGB."""
+    """Encode uint8 [H, W, 3 or 4] as PNG or WebP (`quality` None: lossless); opaque images as RGB."""
     array = image.cpu().numpy()
     if array.shape[2] == 4 and bool(np.all(array[:, :, 3] == 255)):
         array = array[:, :, :3]

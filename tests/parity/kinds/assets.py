@@ -45,6 +45,8 @@ from trellis_core.geometry.connectivity import (
 )
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.orientation import unify_orientations
+from trellis_core.geometry.quality import topology_metrics
+from trellis_core.geometry.remesh import Lattice, band_cells, remesh_watertight
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.triangles import face_areas
 from trellis_core.geometry.types import Asset, Material, Mesh, PBRVoxels, QualityReport
@@ -52,6 +54,7 @@ from trellis_core.io.glb import write_glb
 from trellis_core.kernels.table import Kernels
 
 Tensors = dict[str, Tensor]
+KERNELS = Kernels({"closest_point": "warp"})    # the torch twin takes half a minute per remesh
 
 
 def exact(name: str, wrong: int | float | bool, note: str = "") -> Check:
@@ -68,7 +71,7 @@ def share(name: str, wrong: Tensor, limit: float) -> Check:
 
 def run_bake(case: Case) -> Tensors:
     x, size = case.inputs, case.params["texture_size"]
-    kernels = Kernels()
+    kernels = KERNELS
     mesh = Mesh(x["vertices"], x["faces"], uvs=x["uvs"])
     original = Mesh(x["original_vertices"], x["original_faces"])
     voxels = PBRVoxels(x["coords"], x["attrs"], case.params["grid_size"])
@@ -288,10 +291,10 @@ def compare_repair(case: Case, got: Tensors, want: Tensors) -> list[Check]:
         else:
             checks.append(compare_tensor(name, ours.to(expected.dtype), expected, {"kind": "exact"}))
     for stem in sorted({name.rsplit(".", 1)[0] for name in want if name.endswith(".vertices")}):
-        ours, expected = (Mesh(side[f"{stem}.vertices"], side[f"{stem}.faces"]) for side in (got, want))
-        checks.append(exact(f"{stem}.vertices", len(ours.vertices) != len(expected.vertices)))
-        checks.append(exact(f"{stem}.faces", abs(len(ours.faces) - len(expected.faces)), "number of faces"))
-        checks.append(exact(f"{stem}.faces", position_sets(ours) != position_sets(expected), "as positions"))
+        mesh, goal = (Mesh(side[f"{stem}.vertices"], side[f"{stem}.faces"]) for side in (got, want))
+        checks.append(exact(f"{stem}.vertices", len(mesh.vertices) != len(goal.vertices)))
+        checks.append(exact(f"{stem}.faces", abs(len(mesh.faces) - len(goal.faces)), "number of faces"))
+        checks.append(exact(f"{stem}.faces", position_sets(mesh) != position_sets(goal), "as positions"))
     return checks
 
 
@@ -339,6 +342,29 @@ def run_simplify(case: Case) -> Tensors:
     return result
 
 
+# ---------------------------------------------------------------- remeshing
+
+
+def run_remesh(case: Case) -> Tensors:
+    params = case.params
+    mesh = Mesh(case.inputs["vertices"], case.inputs["faces"])
+    lattice = Lattice(params["resolution"], params["scale"])
+    centered = replace(mesh, vertices=mesh.vertices - torch.tensor(params["center"]))
+    cells = band_cells(centered, lattice, params["band"] * lattice.step, KERNELS)
+    shell = remesh_watertight(mesh, params["resolution"], KERNELS)
+    return {"active_voxels": cells.to(torch.int32), "vertices": shell.vertices, "faces": shell.faces}
+
+
+def compare_remesh(case: Case, got: Tensors, want: Tensors) -> list[Check]:
+    ours, theirs = (set(map(tuple, side["active_voxels"].tolist())) for side in (got, want))
+    checks = [Check("active_voxels", len(ours ^ theirs) / len(theirs), 0.01)]
+    report = topology_metrics(Mesh(got["vertices"], got["faces"]))
+    checks.append(exact("topology", not report["watertight"], "closed and manifold"))
+    checks.append(exact("topology", report["components"] != 1, "one shell"))
+    names = ("vertices", "quads", "quad_dir", "faces")
+    return checks + [Check(name, float("inf"), 0.0, "a different surface") for name in names]
+
+
 def compare_exactly(case: Case, got: Tensors, want: Tensors) -> list[Check]:
     """What we compute must be equal; the rest is named so that the table of exceptions can excuse it."""
     return [
@@ -354,4 +380,5 @@ KINDS = {
     "geometry.glb_conventions": Kind(run_glb, compare_glb),
     "geometry.mesh_connectivity_and_repair_operations": Kind(run_repair, compare_repair),
     "geometry.edge_collapse_costs_and_one_parallel_round": Kind(run_simplify, compare_exactly),
+    "geometry.narrow_band_dual_contouring_remesh": Kind(run_remesh, compare_remesh),
 }
