@@ -358,13 +358,19 @@ def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
 def train_shape_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Noise to normalised shape latents on the occupied tokens, given picture tokens."""
     latents = shop.latents("shape")
-    return _train_latent_flow(shop, "shape_flow", "shape_slat_flow_model_64", latents, None)
+    return _train_latent_flow(
+        shop, "shape_flow", f"shape_slat_flow_model_{shop.recipe['resolution']}", latents, None
+    )
 
 
 def train_texture_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Noise to normalised texture latents, given picture tokens and the shape latent."""
     return _train_latent_flow(
-        shop, "texture_flow", "tex_slat_flow_model_64", shop.latents("texture"), shop.latents("shape")
+        shop,
+        "texture_flow",
+        f"tex_slat_flow_model_{shop.recipe['resolution']}",
+        shop.latents("texture"),
+        shop.latents("shape"),
     )
 
 
@@ -417,25 +423,28 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
-STAGE_OF: Mapping[str, str] = {  # network -> the stage that trains it
-    "image_encoder": "image_encoder",
-    "sparse_structure_encoder": "structure_vae",
-    "sparse_structure_decoder": "structure_vae",
-    "sparse_structure_flow_model": "structure_flow",
-    "shape_slat_encoder": "shape_vae",
-    "shape_slat_decoder": "shape_vae",
-    "shape_slat_flow_model_64": "shape_flow",
-    "tex_slat_encoder": "texture_vae",
-    "tex_slat_decoder": "texture_vae",
-    "tex_slat_flow_model_64": "texture_flow",
-}
+def stage_of(recipe: Mapping[str, Any]) -> Mapping[str, str]:
+    """Network -> the stage that trains it."""
+    size = recipe["resolution"]
+    return {
+        "image_encoder": "image_encoder",
+        "sparse_structure_encoder": "structure_vae",
+        "sparse_structure_decoder": "structure_vae",
+        "sparse_structure_flow_model": "structure_flow",
+        "shape_slat_encoder": "shape_vae",
+        "shape_slat_decoder": "shape_vae",
+        f"shape_slat_flow_model_{size}": "shape_flow",
+        "tex_slat_encoder": "texture_vae",
+        "tex_slat_decoder": "texture_vae",
+        f"tex_slat_flow_model_{size}": "texture_flow",
+    }
 
 
 def release(shop: Workshop, folder: Path) -> None:
     """Write the finished networks as a model folder in the released layout."""
     networks = {
         name: TrainedNetwork(shop.recipe["models"][name], shop.finished(stage, name))
-        for name, stage in STAGE_OF.items()
+        for name, stage in stage_of(shop.recipe).items()
     }
     shape, texture = shop.latents("shape"), shop.latents("texture")
     facts = ReleaseFacts(
@@ -447,6 +456,16 @@ def release(shop: Workshop, folder: Path) -> None:
         texture_normalization=(texture.mean, texture.std),
     )
     write_release(folder, networks, facts)
+
+
+def train_and_store(
+    shop: Workshop, stage: str, settings: LoopSettings, log: Callable[[str], None] = lambda line: None
+) -> None:
+    """Train one stage for a piece, continuing from its checkpoint in the run folder."""
+    model, objective = STAGES[stage](shop)
+    log(f"{stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(shop.dataset)} objects")
+    optimizer = OptimizerSettings(**shop.settings(stage).get("optimizer", {}))
+    train(model, objective, optimizer, settings, shop.run / f"{stage}.safetensors", log)
 
 
 def main() -> None:
@@ -470,16 +489,11 @@ def main() -> None:
     if options.stage == "release":
         release(shop, options.output)
         return
-    model, objective = STAGES[options.stage](shop)
-    size = sum(p.numel() for p in model.parameters())
-    sys.stderr.write(f"{options.stage}: {size:,} parameters, {len(shop.dataset)} objects\n")
-    train(
-        model,
-        objective,
-        OptimizerSettings(**shop.settings(options.stage).get("optimizer", {})),
+    train_and_store(
+        shop,
+        options.stage,
         LoopSettings(seconds=options.seconds, dtype=torch.bfloat16 if options.bfloat16 else None),
-        options.run / f"{options.stage}.safetensors",
-        log=lambda line: (sys.stderr.write(line + "\n"), sys.stderr.flush())[0],
+        log=lambda line: print(line, file=sys.stderr, flush=True),
     )
 
 

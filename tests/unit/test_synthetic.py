@@ -28,7 +28,9 @@ RED = Material((0.9, 0.1, 0.1), 1.0, 0.3)
 
 
 def distance(parts: list[Part], *points: tuple[float, float, float]) -> np.ndarray:
-    found, _ = signed_distance(pack_solids([parts]), np.array(points, np.float32), np.zeros(len(points), np.int32))
+    found, _ = signed_distance(
+        pack_solids([parts]), np.array(points, np.float32), np.zeros(len(points), np.int32)
+    )
     return found
 
 
@@ -158,7 +160,11 @@ def test_coarse_grids_hold_the_voxels_and_their_mean_color(tmp_path):
     dataset = load_shards(sorted(tmp_path.glob("*.safetensors")))
     occupied = occupancy_grids(dataset, 16, 4)[0]
     colors = color_grids(dataset, 16, 4)[0]
-    assert {tuple(c) for c in (dataset.coords // 4).tolist()} == {tuple(c) for c in np.argwhere(occupied).tolist()}
+    assert {tuple(c) for c in (dataset.coords // 4).tolist()} == {
+        tuple(c) for c in np.argwhere(occupied).tolist()
+    }
     cell = dataset.coords[0] // 4
     members = (dataset.coords // 4 == cell).all(axis=1)
-    assert colors[:, cell[0], cell[1], cell[2]] == pytest.approx(dataset.attrs[members, :3].mean(axis=0), abs=1)
+    assert colors[:, cell[0], cell[1], cell[2]] == pytest.approx(
+        dataset.attrs[members, :3].mean(axis=0), abs=1
+    )

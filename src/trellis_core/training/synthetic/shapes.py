@@ -16,6 +16,10 @@ from math import cos, radians, sin
 import numpy as np
 import warp as wp
 
+from trellis_core.kernels.warp_start import start_warp
+
+start_warp()
+
 BOX, CONE, ELLIPSOID, DOME, TORUS, CAPSULE, PRISM = range(7)
 UNION, CARVE = range(2)  # CARVE subtracts, and paints the wall it leaves with its own material
 ROW = 20  # floats per packed part: kind, operation, size 4, position 3, rotation 9, spare 2
@@ -186,7 +190,7 @@ def _primitive(kind: int, p: wp.vec3, a: float, b: float, c: float, r: float) ->
 @wp.func
 def solid_distance(rows: wp.array2d(dtype=float), first: int, last: int, point: wp.vec3) -> wp.vec2:
     """Signed distance of the solid made of rows first:last, and the index of the part that decides it."""
-    d = 1.0e3
+    d = wp.float32(1.0e3)  # a mutable value; a bare number is a constant in Warp
     part = float(first)
     for i in range(first, last):
         q = point - wp.vec3(rows[i, 6], rows[i, 7], rows[i, 8])

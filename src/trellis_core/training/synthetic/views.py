@@ -151,15 +151,15 @@ def _trace_kernel(
             u * cameras[view, 5] + v * cameras[view, 8] + cameras[view, 11],
         )
     )
-    near = 0.0
-    far = 1.0e6
+    near = wp.float32(0.0)
+    far = wp.float32(1.0e6)
     for axis in range(3):
         enter = (-0.5 - origin[axis]) / ray[axis]
         leave = (0.5 - origin[axis]) / ray[axis]
         near = wp.max(near, wp.min(enter, leave))
         far = wp.min(far, wp.max(enter, leave))
     t = near
-    found = -1
+    found = wp.int32(-1)
     for _step in range(80):
         if t > far:
             break
@@ -171,7 +171,7 @@ def _trace_kernel(
     part[view, y, x] = found
     if found >= 0:
         p = origin + ray * t
-        h = 5.0e-4
+        h = wp.float32(5.0e-4)
         a = wp.vec3(1.0, -1.0, -1.0)
         b = wp.vec3(-1.0, -1.0, 1.0)
         c = wp.vec3(-1.0, 1.0, -1.0)

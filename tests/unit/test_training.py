@@ -1,0 +1,360 @@
+"""Training: losses, optimizer, loop, checkpoints, and every stage of TRELLIS.2 at a tiny size with the real classes.
+
+Properties: noising and velocity are the two ends of one straight line; Muon's updates are orthogonal; a checkpoint
+restores everything; a piece ends with its learning rate at zero; every weight of every stage learns; what a stage
+trains can be released and loaded strictly.
+Not tested here: how good the results are (`tests/benchmarks/embedded_sheet.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from trellis2.models import MODELS
+from trellis2.training import STAGES, Workshop, release, stage_of, train_and_store
+from trellis_core.training.checkpoints import averaged_weights, load_checkpoint, save_checkpoint
+from trellis_core.training.loop import LoopSettings, train
+from trellis_core.training.objectives import (
+    dice_loss,
+    kl_divergence,
+    logit_normal_times,
+    noised,
+    posterior_sample,
+    velocity_target,
+)
+from trellis_core.training.optimizer import (
+    Average,
+    Optimizer,
+    OptimizerSettings,
+    learning_curve,
+    orthogonalized,
+)
+from trellis_core.training.precision import Float32Attention, mixed_precision
+from trellis_core.training.synthetic.shards import DatasetSettings, load_shards, write_shards
+from trellis_core.weights.load import load_model
+
+FLOW = {
+    "model_channels": 16,
+    "cond_channels": 16,
+    "num_blocks": 1,
+    "num_heads": 2,
+    "mlp_ratio": 2,
+    "pe_mode": "ape",
+    "share_mod": True,
+    "initialization": "scaled",
+    "qk_rms_norm": True,
+    "qk_rms_norm_cross": True,
+}
+VAE = {"num_blocks": [0, 0, 1], "block_type": ["SparseConvNeXtBlock3d"] * 3, "block_args": [{}] * 3}
+ENCODER = {**VAE, "model_channels": [8, 8, 16], "down_block_type": ["SparseResBlockS2C3d"] * 2}
+DECODER = {
+    **VAE,
+    "num_blocks": [1, 0, 0],
+    "model_channels": [16, 8, 8],
+    "up_block_type": ["SparseResBlockC2S3d"] * 2,
+}
+STRUCTURE = {"latent_channels": 2, "num_res_blocks": 1, "num_res_blocks_middle": 0}
+RECIPE = {
+    "resolution": 16,
+    "token_resolution": 4,
+    "image_size": 16,
+    "latent_objects": 5,
+    "regressor": {"grid": 8, "num_blocks": 1},
+    "models": {
+        "image_encoder": {
+            "name": "DINOv3ViT",
+            "args": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "patch_size": 8,
+                "num_register_tokens": 1,
+            },
+        },
+        "sparse_structure_encoder": {
+            "name": "SparseStructureEncoder",
+            "args": {"in_channels": 1, "channels": [8, 8], **STRUCTURE},
+        },
+        "sparse_structure_decoder": {
+            "name": "SparseStructureDecoder",
+            "args": {"out_channels": 1, "channels": [8, 8], **STRUCTURE},
+        },
+        "shape_slat_encoder": {"name": "FlexiDualGridVaeEncoder", "args": {**ENCODER, "latent_channels": 4}},
+        "shape_slat_decoder": {
+            "name": "FlexiDualGridVaeDecoder",
+            "args": {"resolution": 16, **DECODER, "latent_channels": 4},
+        },
+        "tex_slat_encoder": {
+            "name": "SparseUnetVaeEncoder",
+            "args": {"in_channels": 6, **ENCODER, "latent_channels": 3},
+        },
+        "tex_slat_decoder": {
+            "name": "SparseUnetVaeDecoder",
+            "args": {"out_channels": 6, **DECODER, "latent_channels": 3, "pred_subdiv": False},
+        },
+        "sparse_structure_flow_model": {
+            "name": "SparseStructureFlowModel",
+            "args": {"resolution": 2, "in_channels": 2, "out_channels": 2, **FLOW},
+        },
+        "shape_slat_flow_model_16": {
+            "name": "SLatFlowModel",
+            "args": {"resolution": 4, "in_channels": 4, "out_channels": 4, **FLOW},
+        },
+        "tex_slat_flow_model_16": {
+            "name": "SLatFlowModel",
+            "args": {"resolution": 4, "in_channels": 7, "out_channels": 3, **FLOW},
+        },
+    },
+    "stages": {
+        "image_encoder": {"batch_size": 2},
+        "structure_vae": {"batch_size": 2, "kl": 0.01, "latent_noise": 0.1},
+        "shape_vae": {"batch_size": 2, "position": 1.0, "kl": 0.01, "latent_noise": 0.1},
+        "texture_vae": {"batch_size": 2, "kl": 0.01, "latent_noise": 0.1},
+        "structure_flow": {"batch_size": 2, "times": [0.5, 1.0]},
+        "shape_flow": {"groups": 2, "group_size": 2, "times": [0.5, 1.0]},
+        "texture_flow": {"groups": 2, "group_size": 2, "times": [0.5, 1.0]},
+    },
+    "samplers": {
+        stage: {
+            "steps": 2,
+            "guidance_strength": 2.0,
+            "guidance_rescale": 0.0,
+            "guidance_interval": [0.0, 1.0],
+            "rescale_t": 3.0,
+        }
+        for stage in ("structure", "shape", "texture")
+    },
+}
+ORDER = (
+    "image_encoder",
+    "structure_vae",
+    "shape_vae",
+    "texture_vae",
+    "structure_flow",
+    "shape_flow",
+    "texture_flow",
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    write_shards(
+        folder / "data", range(0, 6), DatasetSettings(resolution=16, image_size=16, views=2, shard=6)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shop(run_folder) -> Workshop:
+    dataset = load_shards(sorted((run_folder / "data").glob("*.safetensors")))
+    return Workshop(RECIPE, dataset, run_folder / "run", torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def trained(shop) -> Workshop:
+    torch.manual_seed(0)
+    for stage in ORDER:
+        train_and_store(shop, stage, LoopSettings(seconds=0, steps=2))
+    return shop
+
+
+@given(t=st.floats(0, 1), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=25)
+def test_one_step_along_the_target_velocity_reaches_the_data(t, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.randn(2, 5, generator=generator), torch.randn(2, 5, generator=generator)
+    at_t = noised(x, noise, torch.tensor(t))
+    assert torch.allclose(
+        at_t - t * velocity_target(x, noise), noised(x, noise, torch.tensor(0.0)), atol=1e-5
+    )
+
+
+def test_times_are_logit_normal():
+    times = logit_normal_times(4000, 0.5, 1.0, torch.Generator().manual_seed(0))
+    assert times.logit().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert times.logit().std().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_divergence_is_zero_for_the_prior_only():
+    zeros = torch.zeros(3, 4)
+    assert kl_divergence(zeros, zeros).item() == 0
+    assert kl_divergence(zeros + 1, zeros).item() == pytest.approx(0.5)
+    assert kl_divergence(zeros, zeros - 2).item() > 0
+
+
+def test_posterior_samples_have_the_posterior_s_spread():
+    samples = posterior_sample(
+        torch.full((20000,), 3.0), torch.full((20000,), -2.0), torch.Generator().manual_seed(0)
+    )
+    assert samples.mean().item() == pytest.approx(3.0, abs=0.02)
+    assert samples.std().item() == pytest.approx(torch.tensor(-1.0).exp().item(), abs=0.02)
+
+
+def test_dice_loss_rewards_overlap():
+    target = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    assert dice_loss(target * 40 - 20, target).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(20 - target * 40, target).item() > 0.7
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 4, 20), (1, 30, 6)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalized(matrices, 6))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_the_learning_rate_warms_up_stays_and_ends_at_zero():
+    assert learning_curve(0.015) == pytest.approx(0.5)
+    assert learning_curve(0.5) == 1.0
+    assert learning_curve(0.8) == pytest.approx(0.5)
+    assert learning_curve(1.0) == 0.0
+
+
+def test_rim_layers_and_vectors_go_to_adamw():
+    model = nn.ModuleDict({"input_layer": nn.Linear(3, 4), "hidden": nn.Linear(4, 4)})
+    optimizer = Optimizer(model.named_parameters(), OptimizerSettings())
+    assert [p is model["hidden"].weight for p in optimizer.matrices] == [True]
+
+
+def test_not_finite_gradients_change_nothing():
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    optimizer = Optimizer(model.named_parameters(), OptimizerSettings())
+    model(torch.full((1, 2), float("nan"))).sum().backward()
+    optimizer.step(1.0)
+    assert torch.equal(model.weight, before)
+
+
+def fit_a_line(folder: Path, steps: int) -> tuple[nn.Module, Average]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    generator = torch.Generator().manual_seed(1)
+
+    def objective(step: int):
+        x = torch.randn(32, 2, generator=generator)
+        return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    average = train(
+        model,
+        objective,
+        OptimizerSettings(ema=0.9),
+        LoopSettings(seconds=0, steps=steps, log_every=steps),
+        folder / "line.safetensors",
+    )
+    return model, average
+
+
+def test_the_loop_learns_and_hands_back_the_averaged_weights(tmp_path):
+    model, average = fit_a_line(tmp_path, 200)
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(2))
+    assert (model(x) - x.sum(1, keepdim=True)).square().mean() < 0.2
+    stored = averaged_weights(tmp_path / "line.safetensors")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, average.weights[name])
+        assert torch.equal(weight, stored[name])
+
+
+def test_a_second_piece_continues_from_the_first(tmp_path):
+    fit_a_line(tmp_path, 50)
+    first = averaged_weights(tmp_path / "line.safetensors")
+    fit_a_line(tmp_path, 1)
+    second = averaged_weights(tmp_path / "line.safetensors")
+    assert all((second[k] - first[k]).abs().max() < 0.1 for k in first)
+
+
+def test_a_checkpoint_restores_weights_average_and_optimizer(tmp_path):
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+        optimizer = Optimizer(model.named_parameters(), OptimizerSettings())
+        return model, optimizer, Average(model, 0.5)
+
+    model, optimizer, average = fresh(0)
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step(1.0)
+        average.update(model)
+    save_checkpoint(tmp_path / "a.safetensors", model, optimizer, average, 3)
+    again, other, mean = fresh(1)
+    assert load_checkpoint(tmp_path / "a.safetensors", again, other, mean) == 3
+    for net, opt in ((model, optimizer), (again, other)):
+        net(torch.ones(1, 2)).sum().backward()
+        opt.step(1.0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(average.weights[name], mean.weights[name])
+
+
+def test_attention_stays_in_float32_under_mixed_precision():
+    q, k, v = torch.randn(3, 1, 5, 2, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    expected = Float32Attention()["attention"](q, k, v)
+    with mixed_precision("cpu", torch.bfloat16):
+        got = Float32Attention()["attention"](q, k, v)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_every_weight_of_a_stage_learns(trained, stage):
+    torch.manual_seed(1)
+    model, objective = STAGES[stage](trained)
+    with torch.no_grad():  # zero-initialised outputs would hide what lies behind them
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    losses = objective(0)
+    losses["loss"].backward()
+    unused = ("mask_token", "image_encoder.norm.")
+    idle = [
+        name
+        for name, p in model.named_parameters()
+        if not any(u in name for u in unused) and (p.grad is None or not p.grad.any())
+    ]
+    assert torch.isfinite(losses["loss"])
+    assert idle == []
+
+
+def test_latents_are_normalised_and_made_once(trained):
+    latents = trained.latents("shape")
+    assert latents.feats.mean(dim=0) == pytest.approx(torch.zeros(4), abs=1e-4)
+    assert latents.feats.std(dim=0) == pytest.approx(torch.ones(4), abs=1e-4)
+    assert len(latents.starts) == RECIPE["latent_objects"] + 1
+    coords, feats = latents.batch(torch.tensor([2, 0]).numpy())
+    assert coords[:, 0].unique().tolist() == [0, 1]
+    assert len(coords) == len(feats)
+
+
+def test_a_release_loads_strictly_and_says_how_to_run_it(trained, tmp_path):
+    release(trained, tmp_path)
+    for name in stage_of(RECIPE):
+        network = load_model(tmp_path / "ckpts" / name, MODELS)
+        assert type(network).__name__ == RECIPE["models"][name]["name"]
+    args = json.loads((tmp_path / "pipeline.json").read_text())["args"]
+    assert args["default_pipeline_type"] == "16"
+    assert len(args["shape_slat_normalization"]["std"]) == 4
+    assert all((tmp_path / f"{path}.safetensors").exists() for path in args["models"].values())
+    texturing = json.loads((tmp_path / "texturing_pipeline.json").read_text())["args"]
+    assert set(texturing["models"]) >= {"shape_slat_encoder", "tex_slat_decoder"}
+
+
+def test_the_embedded_recipe_builds_every_network():
+    path = Path(__file__).parents[2] / "configs" / "trellis2" / "embedded" / "recipe.json"
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    for name in stage_of(recipe):
+        entry = recipe["models"][name]
+        with torch.device("meta"):
+            network = MODELS[entry["name"]](**entry["args"])
+        assert sum(p.numel() for p in network.parameters()) < 3_000_000
+    assert set(recipe["stages"]) == set(STAGES)
+    for stage in recipe["stages"].values():
+        assert replace(OptimizerSettings(), **stage.get("optimizer", {}))
