@@ -5,7 +5,10 @@ The sidecars give the comparison in prose; each `compare_*` implements the prose
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,9 @@ from tests.parity.case import Case, Check, Kind, compare_tensor
 from trellis2.dual_grid import Grid, extract_mesh, find_quads, gather_quadrics, mesh_to_dual_grid, split_along
 from trellis2.voxelize import SurfaceMaterial, TexturedMesh, voxelize_surface
 from trellis_core.geometry.sample import index_voxels, sample_voxels, trilinear_corners
+from trellis_core.io import vxz
+from trellis_core.io.voxel_files import read_voxels, write_npz, write_voxels
+from trellis_core.sparse.order import batch_codes
 
 MAX_ABS = {"kind": "max_abs"}
 EXACT = {"kind": "exact"}
@@ -272,6 +278,144 @@ def compare_sparse_sampling(case: Case, got: dict[str, Tensor], want: dict[str, 
     ]
 
 
+# --- curves and files ------------------------------------------------------------------------------
+
+
+def run_curve_codes(case: Case) -> dict[str, Tensor]:
+    """The names tell what to compute: z_order or hilbert, of permuted axes or with a number of bits."""
+    out = {}
+    for name in case.info["tensors"]:
+        if not name.startswith("out."):
+            continue
+        curve, variant = name.removeprefix("out.").split(".")
+        curve = "morton" if curve == "z_order" else curve
+        if variant.startswith("perm"):
+            coords = case.inputs["coords"][:, [int(digit) for digit in variant.removeprefix("perm")]]
+            codes, dtype = batch_codes(torch.nn.functional.pad(coords, (1, 0)), 10, curve), "int32"
+        else:
+            bits, dtype = int(variant.removeprefix("bits")), case.params[variant]["code_dtype"]
+            codes = batch_codes(case.inputs[f"bxyz.{variant}"], bits, curve)
+        out[f"{name.removeprefix('out.')}"] = codes.to(getattr(torch, dtype))
+    return out
+
+
+def compare_curve_codes(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    return [compare_tensor(name, got[name], want[name], EXACT) for name in want]
+
+
+def file_attributes(case: Case) -> dict[str, Tensor]:
+    stored = [name.removeprefix("in.") for name in case.info["tensors"] if name.startswith("in.")]
+    names = case.params.get("attribute_order") or [name for name in stored if name != "coords"]
+    return {name: case.inputs[name] for name in names}
+
+
+def run_vxz(case: Case) -> dict[str, Tensor]:
+    """Every file that the case names, the first chunk in detail, and the order of reading."""
+    coords, attributes, chunk_size = case.inputs["coords"], file_attributes(case), case.params["chunk_size"]
+    out = {}
+    for name, header in case.info["headers"].items():
+        compression, filter, interleave = name.removeprefix("file.").split(".")
+        if compression == "zstd" and vxz.find_zstd() is None:
+            continue
+        data = vxz.encode_vxz(
+            coords,
+            attributes,
+            chunk_size=chunk_size,
+            filter=filter,
+            compression=compression,
+            level=header["compression_level"],
+            interleave=interleave,
+        )
+        out[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    cells = coords.numpy().astype("int64")
+    index, rows, codes = next(vxz.split_chunks(cells, chunk_size))
+    tree = vxz.Octree(codes, chunk_size)
+    matrix = vxz.attribute_matrix(len(coords), attributes)[rows]
+    chunk = {
+        "idx": index,
+        "morton": codes,
+        "coords": tree.coords,
+        "svo": tree.masks,
+        "attr": matrix,
+        "delta_parent": vxz.difference_of_siblings(matrix, tree),
+        "delta_neighbor": vxz.difference_to_neighbor(matrix, tree),
+    }
+    out |= {f"chunk0.{name}": torch.as_tensor(value) for name, value in chunk.items()}
+    plain = vxz.encode_vxz(coords, attributes, chunk_size=chunk_size, compression="none")
+    return out | {"read_order_coords": vxz.decode_vxz(plain)[0]}
+
+
+def compare_vxz(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    """Every file is read; uncompressed ones are written byte for byte, others survive writing and reading."""
+    checks = []
+    wanted = voxel_rows(case.inputs["coords"], file_attributes(case))
+    for name, expected in want.items():
+        if not name.startswith("file."):
+            checks.append(compare_tensor(name, got[name].to(expected.dtype), expected, EXACT))
+            continue
+        if name not in got:
+            checks.append(Check(name, float("inf"), 0, "zstd is not installed"))
+            continue
+        for what, data in (("read", expected), ("write and read", got[name])):
+            rows = voxel_rows(*vxz.decode_vxz(data.numpy().tobytes()))
+            checks.append(compare_tensor(f"{name} {what}", rows, wanted, EXACT))
+        if name.split(".")[1] == "none":
+            (header, body), (want_header, want_body) = (
+                split_vxz(x.numpy().tobytes()) for x in (got[name], expected)
+            )
+            checks.append(Check(f"{name} header", float(header != want_header), 0))
+            checks.append(Check(f"{name} bytes", float(body != want_body), 0))
+    return checks
+
+
+def split_vxz(data: bytes) -> tuple[Any, bytes]:
+    start = int.from_bytes(data[4:8], "big")
+    return json.loads(data[8:start]), data[start:]
+
+
+def voxel_rows(coords: Tensor, attributes: dict[str, Tensor]) -> Tensor:
+    """Coordinates and all channels, sorted by coordinates."""
+    rows = torch.cat(
+        [coords.double(), *(a.reshape(len(coords), -1).double() for a in attributes.values())], 1
+    )
+    return rows[sorted(range(len(rows)), key=coords.tolist().__getitem__)]
+
+
+def run_voxel_files(case: Case) -> dict[str, Tensor]:
+    coords, attributes = case.inputs["coords"], file_attributes(case)
+    out = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("npz", "npz_plain", "ply"):
+            path = Path(folder) / f"voxels.{name.partition('_')[0]}"
+            if name == "npz_plain":
+                write_npz(path, coords, attributes, compress=False)
+            else:
+                write_voxels(path, coords, attributes)
+            out[f"file.{name}"] = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            if name == "ply":
+                out["ply_coords"] = read_voxels(path)[0].long()
+    return out
+
+
+def compare_voxel_files(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:
+    checks = [compare_tensor("ply_coords", got["ply_coords"], want["ply_coords"], EXACT)]
+    expected = {"coords": case.inputs["coords"], **file_attributes(case)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (n for n in want if n.startswith("file.")):
+            for what, data in (("read", want[name]), ("write and read", got[name])):
+                path = Path(folder) / f"voxels.{name.removeprefix('file.').partition('_')[0]}"
+                path.write_bytes(data.numpy().tobytes())
+                coords, attributes = read_voxels(path)
+                found = {"coords": coords, **attributes}
+                checks.append(Check(f"{name} {what}: names", len(found.keys() ^ expected.keys()), 0))
+                checks += [
+                    compare_tensor(f"{name} {what}: {k}", found[k], v, EXACT) for k, v in expected.items()
+                ]
+    head = bytes(got["file.ply"].tolist()).partition(b"end_header")[0] + b"end_header"
+    checks.append(Check("ply header", float(head.decode() != case.params["ply_header"]), 0))
+    return checks
+
+
 # --- shared comparisons ---------------------------------------------------------------------------
 
 
@@ -296,5 +440,8 @@ KINDS = {
     "geometry.flexible_dual_grid_to_mesh": Kind(run_dual_grid_to_mesh, compare_dual_grid_to_mesh),
     "geometry.mesh_to_flexible_dual_grid": Kind(run_mesh_to_dual_grid, compare_mesh_to_dual_grid),
     "geometry.textured_mesh_to_volumetric_attributes": Kind(run_material_voxels, compare_material_voxels),
+    "geometry.space_filling_curve_codes": Kind(run_curve_codes, compare_curve_codes),
+    "geometry.npz_and_ply_voxel_files": Kind(run_voxel_files, compare_voxel_files),
+    "geometry.vxz_container": Kind(run_vxz, compare_vxz),
     "geometry.sparse_grid_sampling": Kind(run_sparse_sampling, compare_sparse_sampling),
 }
