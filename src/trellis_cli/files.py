@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from trellis_cli.console import Console
@@ -111,11 +112,18 @@ def write(path: Path, save: Callable[[Path], object], *, force: bool) -> Path:
     """Call `save`, which writes whole files or none, and return where the result is.
 
     A file that appeared at `path` during the run is kept, and the result takes the next free name. With
-    `force` a link stays a link and its file is replaced.
+    `force` a link stays a link and its file is replaced. When the place refuses the result after all, it is
+    kept in the folder for temporary files, and the `OutputError` says where.
     """
     if not force:
         path = _free_name(path)
-    save(Path(os.path.realpath(path)))
+    try:
+        save(Path(os.path.realpath(path)))
+    except OutputError as error:
+        kept = _keep_elsewhere(path.name, save)
+        raise (
+            OutputError(error.message, hint=f"it was saved as `{kept}` instead") if kept else error
+        ) from None
     return path
 
 
@@ -129,6 +137,16 @@ def write_sheet(path: Path, sheet: Image, *, force: bool) -> Path:
 def size_of(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+
+
+def _keep_elsewhere(name: str, save: Callable[[Path], object]) -> Path | None:
+    folder = Path(mkdtemp(prefix="trellis-"))
+    try:
+        save(folder / name)
+        return folder / name
+    except OutputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def _free_name(path: Path) -> Path:

@@ -187,30 +187,40 @@ def provenance(bundle: Bundle) -> dict[str, Any]:
 
 
 def choose_model(device: DeviceInfo, request: MemoryRequest) -> Found:
-    """The best model that is complete here and fits, and why the better ones were passed over."""
+    """The best model that is complete here and fits, and why the better ones were passed over.
+
+    When none fits, the smallest is tried all the same: a memory plan is a prediction.
+    """
     passed: list[str] = []
+    smallest = None
     for name, model in MODELS.items():
         try:
             folder = find_model(name).folder
-            problem = _problem(name, model, folder, device, request)
+            problem = _problem(name, model, folder, device)
+            plan = plan_for(folder, device, request) if problem is None else None
         except ModelError as error:
             problem = error.message.replace(f"the model `{name}`", "").strip() + f" ({error.hint})"
-        if problem is None:
-            return Found(name, folder, "; ".join(["the best model here that fits", *passed]))
+            plan = None
+        if plan is not None:
+            smallest = name, folder
+            if plan.fits:
+                return Found(name, folder, "; ".join(["the best model here that fits", *passed]))
+            problem = f"does not fit: it needs {plan.peak / 2**30:.1f} GiB"
         passed.append(f"{name} {problem}")
-    raise ModelError(
-        "no model is present: " + "; ".join(passed), hint="run `trellis models pull trellis2-4b`"
-    )
+    if smallest is None:
+        raise ModelError(
+            "no model can be used: " + "; ".join(passed), hint="run `trellis models pull trellis2-4b`"
+        )
+    return Found(*smallest, "; ".join(["the smallest model here", *passed]))
 
 
-def _problem(name: str, model: Model, folder: Path, device: DeviceInfo, request: MemoryRequest) -> str | None:
+def _problem(name: str, model: Model, folder: Path, device: DeviceInfo) -> str | None:
     """Why `auto` does not take a model, or None."""
     if missing_checkpoints(folder):
         return f"is not complete (run `trellis models pull {name}`)"
     if model.needs_gpu and device.kind == "cpu":
         return f"would take hours without a GPU (`--model {name}` runs it all the same)"
-    plan = plan_for(folder, device, request)
-    return None if plan.fits else f"does not fit: it needs {plan.peak / 2**30:.1f} GiB"
+    return None
 
 
 def plan_for(

@@ -83,6 +83,19 @@ def test_a_link_stays_a_link_when_its_file_is_overwritten(tmp_path):
     assert (tmp_path / "real.glb").read_bytes() == b"new"
 
 
+def test_a_result_that_its_place_refuses_is_kept_elsewhere(tmp_path, monkeypatch):
+    from trellis_core.io.files import write_file
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "gone").touch()
+    with pytest.raises(OutputError) as caught:
+        files.write(tmp_path / "gone" / "a.glb", lambda p: write_file(p, [b"precious"]), force=False)
+    kept = Path(caught.value.hint.split("`")[1])
+    assert kept.name == "a.glb"
+    assert kept.read_bytes() == b"precious"
+
+
 def test_the_known_suffixes_are_those_of_the_readers_and_writers():
     from trellis_core.io import WRITERS, meshes
 
