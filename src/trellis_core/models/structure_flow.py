@@ -45,7 +45,8 @@ class SparseStructureFlowModel(FlowTransformer):
             self.register_buffer("rope_phases", None, persistent=False)
         else:
             self.register_buffer("pos_emb", None)
-        self.reset_buffers(self.input_layer.weight.device)
+        if not self.input_layer.weight.is_meta:  # tables of a network without weights come with its weights
+            self.reset_buffers(self.input_layer.weight.device)
 
     def reset_buffers(self, device: torch.device) -> None:
         coords = grid_coords(self.resolution // self.patch_size, device)

@@ -55,7 +55,7 @@ class ModulatedBlock(nn.Module):
         if modulation == "own":
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
         elif modulation == "shared":
-            self.modulation = nn.Parameter(torch.randn(6 * channels) / channels**0.5)
+            self.modulation = nn.Parameter(torch.zeros(6 * channels))
 
     def six(self, mod: Tensor | None, packing: Packing | None) -> tuple[Tensor | None, ...]:
         """Shift, scale and gate of attention, then of the MLP, laid out to broadcast over tokens."""
