@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from trellis_cli.console import Console, console_for, discard_stdout
+from trellis_cli.console import Console, console_for, discard_stdout, paint
 from trellis_core import errors
 
 EXIT_CODES: Mapping[int, str] = {
@@ -196,7 +196,8 @@ def _report(error: BaseException, console: Console) -> int:
         traceback.print_exception(error)
     code, message, hint = explain(error, console.interrupted)
     if message:
-        print(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr, flush=True)
+        advice = f"\n\n{paint('hint')}: {hint}" if hint else ""
+        print(f"{paint('error')}: {message}{advice}", file=sys.stderr, flush=True)
     try:
         console.finish({"exit_code": code, "error": message, "hint": hint})
     except OSError:  # stdout is what failed; said already
@@ -273,6 +274,6 @@ def _flushed(code: int) -> int:
         discard_stdout(sys.stdout)
     except OSError as error:
         discard_stdout(sys.stdout)
-        print(f"error: could not write to standard output: {error.strerror}", file=sys.stderr)
+        print(f"{paint('error')}: could not write to standard output: {error.strerror}", file=sys.stderr)
         return code or 7
     return code

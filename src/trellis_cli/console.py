@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trellis_core.runtime import Step
 
 LINE_EVERY = 10.0  # seconds between lines of one long stage when stderr is not a terminal
+COLORS = {"error": "1;31", "hint": "36", "warning": "33", "note": "2"}  # terminal codes
 LABEL = 11  # columns of stage names and summary labels
 
 
@@ -103,7 +104,7 @@ class Console:
         self.event(kind, text=text)
         self.facts.setdefault(f"{kind}s", []).append(text)
         if not (self.quiet or self.events):
-            print(f"{kind}: {text}", file=sys.stderr, flush=True)
+            print(f"{paint(kind)}: {text}", file=sys.stderr, flush=True)
 
 
 def console_for(arguments: Sequence[str]) -> Console:
@@ -245,6 +246,12 @@ def _live_progress() -> Progress:
         SecondsLeft(),
         console=Terminal(stderr=True),
     )
+
+
+def paint(word: str) -> str:
+    """`error`, `hint`, ... in its color when stderr is a terminal that shows colors."""
+    plain = not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or "NO_COLOR" in os.environ
+    return word if plain or word not in COLORS else f"\x1b[{COLORS[word]}m{word}\x1b[0m"
 
 
 def peak_memory() -> int | None:

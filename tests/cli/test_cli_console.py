@@ -101,7 +101,7 @@ def test_a_terminal_gets_bars_and_the_result_stays_plain():
     shown = os.read(screen, 1 << 20).decode()
     os.close(screen)
     assert done.stdout == "a.glb\n"
-    for text in ("structure", "2/2", "note: a note", "a library prints this", "━", "\x1b["):
+    for text in ("structure", "2/2", "note\x1b[0m: a note", "a library prints this", "━", "\x1b["):
         assert text in shown
 
 
