@@ -70,7 +70,8 @@ class Bundle:
                         hint="use the version of `trellis` that wrote it, or sample again",
                     )
                 info = json.loads(metadata["info"])
-                return cls({name: file.get_tensor(name) for name in file.keys()}, info)  # noqa: SIM118
+                # copied: a mapped tensor is not aligned, and sums over it round differently
+                return cls({name: file.get_tensor(name).clone() for name in file.keys()}, info)  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise InputError(
                 f"`{path}` is damaged or no bundle: {error}", hint="sample again with `--save-bundle`"
