@@ -112,7 +112,8 @@ def choose_torch(machine: Machine) -> TorchBuild:
                 "there is no torch 2.7 or newer for Macs with Intel processors",
                 "use a Mac with Apple silicon, Linux or Windows",
             )
-        return TorchBuild(None, TESTED, TESTED, "Apple silicon: the ordinary wheel runs on Metal", "mps")
+        newest = "torch>=2.7,<2.14"  # 2.13 on macOS 14 and newer, 2.11 before
+        return TorchBuild(None, newest, newest, "Apple silicon: the ordinary wheel runs on Metal", "mps")
     if machine.gpus and machine.driver is not None:
         return _choose_cuda(machine, machine.driver)
     if machine.rocm is not None and machine.system == "Linux":
