@@ -1,4 +1,5 @@
-"""Write trained networks as a model folder in the released layout: `pipeline.json`, `texturing_pipeline.json`, `ckpts/`.
+"""Write trained networks as a model folder in the released layout: `pipeline.json`,
+`texturing_pipeline.json`, `ckpts/`.
 
 Knows nothing about how they were trained.
 """

@@ -1,8 +1,9 @@
-"""What TRELLIS.2 trains: the picture encoder, three autoencoders and three flows, on the procedural dataset.
+"""What TRELLIS.2 trains: the picture encoder, three autoencoders and three flows, on the procedural
+dataset.
 
-A stage is a function that takes a `Workshop` (recipe, data, generator, finished networks) and returns the module that
-learns and its objective. Losses follow the released trainers, without their rendering terms. `python -m
-trellis2.training --help` runs stages.
+A stage is a function that takes a `Workshop` (recipe, data, generator, finished networks) and returns the
+module that learns and its objective. Losses follow the released trainers, without their rendering terms.
+`python -m trellis2.training --help` runs stages.
 
 Letters: B batch, T packed tokens or voxels, C channels.
 """
@@ -227,8 +228,8 @@ def train_image_encoder(shop: Workshop) -> tuple[nn.Module, Objective]:
 def sharpen_positions(encoder: nn.Module) -> None:
     """Start with queries that tell places apart.
 
-    Only patch queries and keys are rotated, so a patch learns where it is from how its rotated query meets the
-    unrotated registers. Query biases and keys of unit size make that signal strong from the first step.
+    Only patch queries and keys are rotated, so a patch learns where it is from how its rotated query meets
+    the unrotated registers. Query biases and keys of unit size make that signal strong from the first step.
     """
     for name, parameter in encoder.named_parameters():
         if name.endswith("q_proj.bias"):
@@ -245,7 +246,8 @@ def random_pictures(shop: Workshop, chosen: np.ndarray) -> Tensor:  # float32 [B
 
 
 def train_structure_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
-    """Binary cross-entropy and Dice of the token grid, and KL; the decoder also learns to bear noisy latents."""
+    """Binary cross-entropy and Dice of the token grid, and KL; the decoder also learns to bear noisy
+    latents."""
     settings = shop.settings("structure_vae")
     names = ("sparse_structure_encoder", "sparse_structure_decoder")
     model = nn.ModuleDict({name: shop.build(name) for name in names})

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.embedded_sheet --output sheet.png [--count 12] [--first 900000] [--model PATH]
     python -m tests.benchmarks.embedded_sheet --pictures examples
 
-Seeds are taken in order, none is left out. Columns: picture, truth, result, result from behind. Numbers per object:
-IoU of occupied tokens, F-score of surface points at 0.05 and 0.02 of the unit cube, mean color difference of the
-nearest points, seconds of sampling and decoding and of the export.
+Seeds are taken in order, none is left out. Columns: picture, truth, result, result from behind. Numbers per
+object: IoU of occupied tokens, F-score of surface points at 0.05 and 0.02 of the unit cube, mean color
+difference of the nearest points, seconds of sampling and decoding and of the export.
 """
 
 from __future__ import annotations

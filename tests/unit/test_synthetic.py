@@ -1,9 +1,9 @@
 """The procedural dataset.
 
-Properties: one seed is one object, whatever else is made; objects fill the unit cube without leaving it; voxels are
-exactly those that touch a crossed grid edge, flags name the edge at the voxel's far corner, dual vertices lie in
-their voxels and near the surface; pictures show the object on black and fill the frame.
-Not tested: what the categories look like.
+Properties: one seed is one object, whatever else is made; objects fill the unit cube without leaving it;
+voxels are exactly those that touch a crossed grid edge, flags name the edge at the voxel's far corner, dual
+vertices lie in their voxels and near the surface; pictures show the object on black and fill the frame. Not
+tested: what the categories look like.
 
 Letters: N voxels, R grid resolution.
 """

@@ -1,9 +1,10 @@
-"""Training: losses, optimizer, loop, checkpoints, and every stage of TRELLIS.2 at a tiny size with the real classes.
+"""Training: losses, optimizer, loop, checkpoints, and every stage of TRELLIS.2 at a tiny size with the real
+classes.
 
-Properties: noising and velocity are the two ends of one straight line; Muon's updates are orthogonal; a checkpoint
-restores everything; a piece ends with its learning rate at zero; every weight of every stage learns; what a stage
-trains can be released and loaded strictly.
-Not tested here: how good the results are (`tests/benchmarks/embedded_sheet.py`).
+Properties: noising and velocity are the two ends of one straight line; Muon's updates are orthogonal; a
+checkpoint restores everything; a piece ends with its learning rate at zero; every weight of every stage
+learns; what a stage trains can be released and loaded strictly. Not tested here: how good the results are
+(`tests/benchmarks/embedded_sheet.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Checkpoints of training: weights, their average, the optimizer's state and the step, in one safetensors file."""
+"""Checkpoints of training: weights, their average, the optimizer's state and the step, in one safetensors
+file."""
 
 from __future__ import annotations
 

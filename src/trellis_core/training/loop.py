@@ -1,7 +1,8 @@
-"""The training loop: a piece of given length that ends with its learning rate at zero, and can be continued.
+"""The training loop: a piece of given length that ends with its learning rate at zero, and can be
+continued.
 
-An objective is a callable `step -> dict of losses`; the sum under `loss` is differentiated. The loop knows nothing
-about data or models.
+An objective is a callable `step -> dict of losses`; the sum under `loss` is differentiated. The loop knows
+nothing about data or models.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from trellis_core.training.checkpoints import load_checkpoint, save_checkpoint
-from trellis_core.training.precision import mixed_precision
 from trellis_core.training.optimizer import Average, Optimizer, OptimizerSettings, learning_curve
+from trellis_core.training.precision import mixed_precision
 
 Objective = Callable[[int], Mapping[str, Tensor]]
 Log = Callable[[str], None]

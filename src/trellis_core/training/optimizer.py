@@ -1,7 +1,8 @@
-"""Muon for hidden matrices, AdamW for the rest, the averaged copy of the weights, and the learning-rate curve.
+"""Muon for hidden matrices, AdamW for the rest, the averaged copy of the weights, and the learning-rate
+curve.
 
-Muon: Jordan et al. (2024), momentum whose update is made orthogonal by Newton-Schulz iterations; matrices of equal
-shape are treated together. Knows nothing about models beyond the names of their parameters.
+Muon: Jordan et al. (2024), momentum whose update is made orthogonal by Newton-Schulz iterations; matrices
+of equal shape are treated together. Knows nothing about models beyond the names of their parameters.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Optimizer:
         )
 
     def step(self, factor: float) -> float:
-        """Apply the gradients at `factor` times the learning rates; the norm of the gradient before clipping."""
+        """Apply the gradients at `factor` times the learning rates; the norm of the gradient before
+        clipping."""
         norm = float(nn.utils.clip_grad_norm_(self.matrices + self.rest, self.settings.clip))
         if math.isfinite(norm):
             for group in self.adam.param_groups:

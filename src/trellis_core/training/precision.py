@@ -1,7 +1,7 @@
 """Mixed precision of training: matrices in bfloat16, everything that sums in float32.
 
-On a CPU torch's bfloat16 attention has a slow backward pass (5 times the float32 one, measured on AVX-512), so
-attention is kept in float32 there.
+On a CPU torch's bfloat16 attention has a slow backward pass (5 times the float32 one, measured on AVX-512),
+so attention is kept in float32 there.
 """
 
 from __future__ import annotations

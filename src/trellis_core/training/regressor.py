@@ -19,7 +19,8 @@ QUERIES = 4  # per side; each query answers for a block of (G / 4)^3 cells
 
 
 class VoxelRegressor(nn.Module):
-    """Image tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G], category logits."""
+    """Image tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G], category
+    logits."""
 
     def __init__(
         self,
@@ -65,7 +66,8 @@ def regression_losses(
     colors: Tensor,  # float32 [B, 3, G, G, G]
     category: Tensor,  # int64 [B]
 ) -> dict[str, Tensor]:
-    """5 BCE + 0.5 Dice of occupancy, 2 L1 of the colors of occupied cells, 0.1 cross-entropy of the category."""
+    """5 BCE + 0.5 Dice of occupancy, 2 L1 of the colors of occupied cells, 0.1 cross-entropy of the
+    category."""
     logits, color, kind = predicted
     bce = F.binary_cross_entropy_with_logits(logits, occupancy)
     dice = dice_loss(logits, occupancy)

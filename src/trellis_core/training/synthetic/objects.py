@@ -1,7 +1,7 @@
 """Sixteen categories of parametric objects. One seed, one object.
 
-Every maker draws from the generator it is given and returns parts in raw units, z up, front towards -y, width along
-x; `make_object` puts them into the unit cube. Knows nothing about voxels or pictures.
+Every maker draws from the generator it is given and returns parts in raw units, z up, front towards -y,
+width along x; `make_object` puts them into the unit cube. Knows nothing about voxels or pictures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Solids as unions of analytic parts: signed distance, material and bounds.
 
-A solid is a list of parts; each part is a primitive with a pose, a material and an operation that joins it to the
-parts before it. Distances follow the usual closed forms (the ellipsoid's is a first-order bound). World space is the
-unit cube, z up. Knows nothing about object categories, voxels or cameras.
+A solid is a list of parts; each part is a primitive with a pose, a material and an operation that joins it
+to the parts before it. Distances follow the usual closed forms (the ellipsoid's is a first-order bound).
+World space is the unit cube, z up. Knows nothing about object categories, voxels or cameras.
 
 Letters: P parts, N points, B solids.
 """
@@ -38,9 +38,10 @@ class Material:
 class Part:
     """One primitive. `size` by kind:
 
-    BOX half extents x, y, z, rounding; CONE half height, bottom radius, top radius (axis z); ELLIPSOID radii;
-    DOME radii of the ellipsoid whose lower half is cut off; TORUS ring radius, tube radius (axis z);
-    CAPSULE half length, radius (axis z); PRISM half width x, half depth y, half height z (ridge along y, on top).
+    BOX half extents x, y, z, rounding; CONE half height, bottom radius, top radius (axis z); ELLIPSOID
+    radii; DOME radii of the ellipsoid whose lower half is cut off; TORUS ring radius, tube radius (axis z);
+    CAPSULE half length, radius (axis z); PRISM half width x, half depth y, half height z (ridge along y, on
+    top).
     """
 
     kind: int

@@ -1,7 +1,8 @@
 """The dataset on disk: safetensors shards of quantised voxels and pictures, made seed by seed, resumable.
 
-A shard of `n` consecutive seeds holds `coords`, `position`, `flags`, `attrs` (rows of all objects, one after the
-other), `lengths` int32 [n], `category` uint8 [n] and `pictures` uint8 [n, views, size, size, 3] (RGB on black).
+A shard of `n` consecutive seeds holds `coords`, `position`, `flags`, `attrs` (rows of all objects, one
+after the other), `lengths` int32 [n], `category` uint8 [n] and `pictures` uint8 [n, views, size, size, 3]
+(RGB on black).
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def sample_view(
     surface: np.ndarray,  # float32 [N, 3]  points on the object, for the crop
     margin: tuple[float, float] = (0.99, 1.05),
 ) -> View:
-    """A random view: yaw within 60 degrees, pitch 0 to 35, light from the camera's side, a crop around the object."""
+    """A random view: yaw within 60 degrees, pitch 0 to 35, light from the camera's side, a crop around the
+    object."""
     fov = rng.uniform(30, 48)
     radius = 0.73 / tan(radians(fov / 2))
     yaw, pitch = rng.uniform(-60, 60), rng.uniform(0, 35)
@@ -138,7 +139,8 @@ def _trace_kernel(
     part: wp.array3d(dtype=int),
     normal: wp.array3d(dtype=wp.vec3),
 ) -> None:
-    """Sphere tracing (Hart, 1996) through the unit cube; the normal is the distance's gradient (four samples)."""
+    """Sphere tracing (Hart, 1996) through the unit cube; the normal is the distance's gradient (four
+    samples)."""
     view, y, x = wp.tid()
     first, last = starts[owner[view]], starts[owner[view] + 1]
     u = cameras[view, 12] + cameras[view, 14] * (2.0 * (float(x) + 0.5) / float(side) - 1.0)

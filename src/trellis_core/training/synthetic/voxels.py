@@ -1,8 +1,8 @@
 """Flexible dual grids and PBR voxels straight from signed distance.
 
-A voxel exists when one of its twelve grid edges is crossed by the surface; its dual vertex is the mean of the
-crossings. Flag k of voxel c tells whether the edge from corner c + (1,1,1) - e_k to corner c + (1,1,1) is crossed
-(the convention of `trellis2.dual_grid`).
+A voxel exists when one of its twelve grid edges is crossed by the surface; its dual vertex is the mean of
+the crossings. Flag k of voxel c tells whether the edge from corner c + (1,1,1) - e_k to corner c + (1,1,1)
+is crossed (the convention of `trellis2.dual_grid`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def voxelize(solids: Solids, index: int, resolution: int = 64) -> VoxelSample:
 
 
 def _corner_distances(solids: Solids, index: int, resolution: int) -> np.ndarray:  # float32 [R+1, R+1, R+1]
-    """Distances at grid corners near the surface; elsewhere the distance at the middle of the corner's block."""
+    """Distances at grid corners near the surface; elsewhere the distance at the middle of the corner's
+    block."""
     blocks = resolution // _BLOCK
     block = np.stack(np.meshgrid(*[np.arange(blocks)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     middle, _ = _evaluate(solids, index, (block + 0.5) / blocks - 0.5)
