@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -158,6 +159,8 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `trellis` with `arguments` (default: those of the process); returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names may hold bytes that are no text
     console = console_for(arguments)
     with _interruptible(console):
         try:

@@ -279,4 +279,4 @@ def _count(step: Step | Beginning) -> str:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, default=str)  # ASCII: file names may hold bytes that are no text
