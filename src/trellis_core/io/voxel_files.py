@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trellis_core.errors import InputError, OutputError
 from trellis_core.geometry.types import ALPHA, BASE_COLOR, METALLIC, ROUGHNESS, PBRVoxels
-from trellis_core.io.vxz import read_vxz, write_vxz
+from trellis_core.io.vxz import channels_of, read_vxz, write_vxz
 
 Attributes = Mapping[str, Tensor]  # name -> [N, C]
 PBR_COLUMNS = {"base_color": BASE_COLOR, "metallic": METALLIC, "roughness": ROUGHNESS, "alpha": ALPHA}
@@ -54,7 +54,7 @@ def bytes_to_pbr(coords: Tensor, attributes: Attributes, resolution: int) -> PBR
     missing = [name for name in PBR_COLUMNS if name not in attributes]
     if missing:
         raise InputError(f"voxels without {', '.join(missing)}")
-    columns = [attributes[name].reshape(len(coords), -1).float() / 255 for name in PBR_COLUMNS]
+    columns = [channels_of(attributes[name]).float() / 255 for name in PBR_COLUMNS]
     return PBRVoxels(coords.int(), torch.cat(columns, 1), resolution)
 
 
@@ -100,7 +100,7 @@ def write_ply(path: Path, coords: Tensor, attributes: Attributes) -> None:
     """Binary little-endian vertices: float32 x y z, then one property `<name>_<channel>` per channel."""
     columns = {axis: coords[:, i].cpu().numpy().astype("<f4") for i, axis in enumerate("xyz")}
     for name, tensor in attributes.items():
-        flat = tensor.reshape(len(coords), -1).cpu().numpy()
+        flat = channels_of(tensor).cpu().numpy()
         if flat.dtype not in PLY_NAMES:
             raise OutputError(f"ply has no type for attribute `{name}` of type {flat.dtype}")
         columns |= {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}

@@ -73,7 +73,7 @@ def encode_vxz(
     level = min(level, MAX_LZMA_LEVEL) if compression == "lzma" else level
     cells = coords.cpu().numpy().astype(np.int64).reshape(-1, 3)
     matrix = attribute_matrix(len(cells), attributes)
-    layout = [(name, tensor.reshape(len(cells), -1).shape[1]) for name, tensor in attributes.items()]
+    layout = [(name, channels_of(tensor).shape[1]) for name, tensor in attributes.items()]
 
     chunks, parts, offset = [], [], 0
     for index, rows, codes in split_chunks(cells, chunk_size):
@@ -163,8 +163,13 @@ def attribute_matrix(count: int, attributes: Attributes) -> np.ndarray:
             raise ValueError(
                 f"attribute `{name}` must be uint8 [{count}, channels], got {tensor.dtype} {len(tensor)}"
             )
-    columns = [tensor.cpu().numpy().reshape(count, -1) for tensor in attributes.values()]
+    columns = [channels_of(tensor).cpu().numpy() for tensor in attributes.values()]
     return np.concatenate([np.zeros((count, 0), np.uint8), *columns], axis=1)
+
+
+def channels_of(attribute: Tensor) -> Tensor:
+    """[N] or [N, channels] -> [N, channels]."""
+    return attribute[:, None] if attribute.dim() == 1 else attribute.flatten(1)
 
 
 def split_chunks(cells: np.ndarray, chunk_size: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
