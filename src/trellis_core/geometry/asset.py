@@ -22,6 +22,7 @@ from trellis_core.geometry.cleanup import (
     weld_vertices,
 )
 from trellis_core.geometry.holes import fill_holes
+from trellis_core.geometry.normals import crease_normals, vertex_normals
 from trellis_core.geometry.orientation import (
     Surroundings,
     flood_surroundings,
@@ -30,7 +31,6 @@ from trellis_core.geometry.orientation import (
 )
 from trellis_core.geometry.quality import check_mesh
 from trellis_core.geometry.simplify import simplify
-from trellis_core.geometry.triangles import vertex_normals
 from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.geometry.unwrap import unwrap
 from trellis_core.runtime import Runtime
@@ -58,6 +58,7 @@ class ExportSettings:
     keep_interior: bool = False  # keep pieces that cannot be reached from outside
     keep_small_parts: bool = False  # keep crumbs of less than four voxels
     smooth_iterations: int = 0  # Taubin smoothing
+    crease_angle: float = 60  # degrees; sharper edges are shaded hard
     watertight: bool = False  # rebuild as one closed surface, for printing
 
     bake: BakeMode = "auto"  # where to sample: in place, on the original surface, or as needed
@@ -75,6 +76,7 @@ class ExportSettings:
         demand(16 <= self.texture_size <= 16384, "texture_size", "16 to 16384")
         demand(self.fill_holes_voxels >= 0, "fill_holes_voxels", "0 or more")
         demand(0 <= self.smooth_iterations <= 100, "smooth_iterations", "0 to 100")
+        demand(0 <= self.crease_angle <= 180, "crease_angle", "0 to 180")
         demand(self.bake in ("auto", "projected", "direct"), "bake", "auto, projected or direct")
         demand(self.alpha in ("opaque", "mask", "blend", "auto"), "alpha", "opaque, mask, blend or auto")
         demand(self.texture_format in ("webp", "png"), "texture_format", "webp or png")
@@ -102,20 +104,67 @@ def build_asset(
     original, around, unclear = clean(raw, voxels, settings, runtime)
     mesh = reduce_faces(original, settings, voxel, runtime)
     mesh, _ = orient_outward(mesh, around)
+    mesh = unwrap_mesh(mesh, settings, voxel, runtime)
+    return finish_asset(mesh, original, voxels, settings, runtime, unclear, extras or {}, writers or {})
 
+
+def texture_mesh(
+    mesh: Mesh,
+    voxels: PBRVoxels,
+    settings: ExportSettings,
+    *,
+    runtime: Runtime,
+    extras: Mapping[str, Any] | None = None,
+    writers: Mapping[str, Callable[[Asset, Path], None]] | None = None,
+) -> Asset:
+    """Bake material voxels onto a mesh that somebody else made, inside the unit cube.
+
+    Its shape stays as it is but for faces without area. Its own texture coordinates are used when they lie in
+    the unit square. It is drawn from both sides, as its winding is not checked.
+    """
+    demand_geometry(VoxelMesh(mesh, voxels))
+    voxels = PBRVoxels(voxels.coords.cpu(), voxels.attrs.float().cpu(), voxels.resolution)
+    mesh = mesh.to("cpu")
+    if mesh.uvs is None or not bool(((mesh.uvs >= 0) & (mesh.uvs <= 1)).all()):
+        voxel = 1.0 / voxels.resolution
+        welded = remove_broken_faces(weld_vertices(Mesh(mesh.vertices, mesh.faces), 1e-6))
+        mesh = unwrap_mesh(welded, settings, voxel, runtime)
+    elif mesh.normals is None:
+        mesh = replace(mesh, normals=vertex_normals(mesh.vertices, mesh.faces))
+    return finish_asset(mesh, None, voxels, settings, runtime, 1.0, extras or {}, writers or {})
+
+
+def unwrap_mesh(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Runtime) -> Mesh:
+    """Add texture coordinates, and normals that are smooth but for creases."""
     runtime.report("unwrap", 0, 1)
-    normals = vertex_normals(mesh.vertices, mesh.faces)
-    mesh, source = unwrap(mesh, settings.texture_size, layer_gap=LAYER_GAP * voxel, kernels=runtime.kernels)
-    mesh = replace(mesh, normals=normals[source])
+    smooth_group, normals = crease_normals(mesh, settings.crease_angle)
+    mesh = unwrap(mesh, settings.texture_size, layer_gap=LAYER_GAP * voxel, kernels=runtime.kernels)
+    # A corner is a vertex of its own where either its chart or its normal differs.
+    key, faces = torch.unique(mesh.faces.long() * len(normals) + smooth_group, return_inverse=True)
+    vertex, group = key // len(normals), key % len(normals)
     runtime.report("unwrap", 1, 1)
+    assert mesh.uvs is not None
+    return Mesh(mesh.vertices[vertex], faces.to(torch.int32), mesh.uvs[vertex], normals[group])
 
+
+def finish_asset(
+    mesh: Mesh,
+    original: Mesh | None,
+    voxels: PBRVoxels,
+    settings: ExportSettings,
+    runtime: Runtime,
+    unclear: float,
+    extras: Mapping[str, Any],
+    writers: Mapping[str, Callable[[Asset, Path], None]],
+) -> Asset:
+    """Bake, check, and put everything together."""
     runtime.report("bake", 0, 4)
     device = runtime.device
     baked = bake_texture(
         mesh.to(device),
         PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution),
         settings.texture_size,
-        original=original.to(device),
+        original=None if original is None else original.to(device),
         mode=settings.bake,
         kernels=runtime.kernels,
         on_step=lambda step, steps: runtime.report("bake", step, steps),
@@ -136,7 +185,7 @@ def build_asset(
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
     runtime.report("check", 1, 1)
     material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
-    return Asset(mesh, material, report, {**(extras or {}), "export": asdict(settings)}, dict(writers or {}))
+    return Asset(mesh, material, report, {**extras, "export": asdict(settings)}, dict(writers))
 
 
 def demand_geometry(shape: VoxelMesh) -> None:

@@ -21,8 +21,8 @@ DIRECTIONS = torch.tensor(
 )
 NORMAL_ROUNDS = 4
 LABEL_ROUNDS = 12
-LABEL_LIMIT = math.cos(math.radians(72))  # a face never takes a direction further away than this
-MERGE_LIMIT = math.cos(math.radians(78))
+LABEL_LIMIT = math.cos(math.radians(80))  # a face never takes a direction further away than this
+MERGE_LIMIT = math.cos(math.radians(80))
 FLAT_LIMIT = math.cos(math.radians(85))  # steeper faces would be squeezed or flipped
 TINY_AREA = 2e-5  # of the surface
 TINY_FACES = 8  # or this many average faces

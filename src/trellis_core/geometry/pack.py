@@ -91,6 +91,8 @@ def pack_xatlas(flat: FlatCharts, texture_size: int, padding: int) -> Tensor:
         options.padding = padding
         options.texels_per_unit = 1.0
         options.bilinear = True
+        options.rotate_charts = False  # its turns by 90 degrees are reflections
+        options.rotate_charts_to_axis = False  # flattening has done so
         options.create_image = False
         atlas.generate(pack_options=options)
         side = max(atlas.width, atlas.height)

@@ -34,7 +34,8 @@ class QualityLimits:
     min_largest_share: float = 0.3  # of the area, in the largest component
     max_boundary_share: float = 0.1
     max_non_manifold_share: float = 0.01
-    max_sliver_share: float = 0.05
+    max_sliver_share: float = 0.2  # aspect ratio over 10; flat parts of coarse meshes have some
+    max_extreme_sliver_share: float = 0.002  # over 100
     max_flips: int = 0
     max_overlap: float = 1e-3
     min_coverage: float = 0.1
@@ -102,6 +103,11 @@ def check_mesh(
     complain("degenerate_faces", value("degenerate_faces") > 0, "{value} faces have no area.")
     complain("duplicate_faces", value("duplicate_faces") > 0, "{value} faces are repeated.")
     complain(
+        "extreme_sliver_share",
+        value("extreme_sliver_share") > limits.max_extreme_sliver_share,
+        "{value:.1%} of the faces are needles.",
+    )
+    complain(
         "sliver_share",
         value("sliver_share") > limits.max_sliver_share,
         "{value:.1%} of the faces are slivers.",
@@ -135,6 +141,7 @@ def shape_metrics(mesh: Mesh) -> dict[str, float | int]:
         "slivers": int((aspect > 10).sum()),
         "sliver_share": float((aspect > 10).double().mean()),
         "extreme_slivers": int((aspect > 100).sum()),
+        "extreme_sliver_share": float((aspect > 100).double().mean()),
     }
 
 
@@ -168,8 +175,10 @@ def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, floa
     assert uvs is not None
     a, b, c = uvs.double()[mesh.faces.long()].unbind(1)
     doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    chart, charts = number_labels(connected_components(edges_of(mesh.faces).vertices, len(uvs)))
-    chart = chart[mesh.faces[:, 0].long()]
+    _, welded = torch.unique(uvs, dim=0, return_inverse=True)
+    corners = welded[mesh.faces.long()]
+    chart, charts = number_labels(connected_components(edges_of(corners).vertices, int(welded.max()) + 1))
+    chart = chart[corners[:, 0]]
     turned = torch.zeros(int(chart.max()) + 1).index_add_(0, chart, doubled.sign().float())
     flips = doubled.sign() * turned[chart].sign() < 0
     area = face_areas(mesh.vertices.double(), mesh.faces)

@@ -21,11 +21,11 @@ from trellis_core.geometry.orientation import flood
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import Kernels
 
-LARGEST_GRID = 256    # cells per side
+LARGEST_GRID = 256  # cells per side
 BASE_GRID = 32
 HALF_DIAGONAL = 0.87  # of a cell: it may contain a surface whose distance from its centre is less
-BAND = 0.75           # offset of the level set, in cells
-THIN_OFFSET = 0.4     # share of the offset that sheets keep, so that their two sides stay apart
+BAND = 0.75  # offset of the level set, in cells
+THIN_OFFSET = 0.4  # share of the offset that sheets keep, so that their two sides stay apart
 
 CORNERS = tuple(product((0, 1), repeat=3))
 # the four cells around a grid edge along each axis, counter-clockwise seen from its positive end
@@ -53,7 +53,7 @@ class Lattice:
 
 
 def remesh_watertight(mesh: Mesh, resolution: int, kernels: Kernels) -> Mesh:
-    """One closed, manifold, outward-facing surface within about a cell of `mesh`; holes and sheets become solid.
+    """One closed, manifold, outward-facing surface within about a cell of `mesh`; sheets become solid.
 
     Cells are 1 / `resolution` of the unit cube, but not more than 256 per side.
     """
@@ -115,13 +115,14 @@ def contour(value: Tensor, outside: Tensor, lattice: Lattice) -> Mesh:
     start, rising, fraction, axis_of = (torch.cat(part) for part in (starts, ends, fractions, axes))
 
     offsets = torch.tensor([AROUND[axis] for axis in range(3)])
-    cell = start[:, None] + offsets[axis_of]                              # [Q, 4, 3]; the border is all outside
+    cell = start[:, None] + offsets[axis_of]  # [Q, 4, 3]; the border is all outside
     key = (cell[..., 0] * side + cell[..., 1]) * side + cell[..., 2]
     unique, inverse = torch.unique(key, return_inverse=True)
     base = torch.stack([unique // side**2, unique // side % side, unique % side], dim=1)
-    inside = ~outside
-    case = sum(inside[tuple((base + torch.tensor(c)).unbind(1))].long() << bit for bit, c in enumerate(CORNERS))
-    patch = patch_table()[case[inverse], local_edges()[axis_of]]          # [Q, 4]
+    case = torch.zeros_like(unique)
+    for bit, corner in enumerate(CORNERS):
+        case |= (~outside[tuple((base + torch.tensor(corner)).unbind(1))]).long() << bit
+    patch = patch_table()[case[inverse], local_edges()[axis_of]]  # [Q, 4]
     vertex, quads = torch.unique(inverse * 4 + patch, return_inverse=True)
     crossing = start + fraction[:, None] * torch.eye(3)[axis_of]
     total = torch.zeros(len(vertex), 3).index_add_(0, quads.reshape(-1), crossing.repeat_interleave(4, 0))

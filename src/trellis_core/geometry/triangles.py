@@ -42,31 +42,3 @@ def unit(vectors: Tensor) -> Tensor:
     """Vectors of length one, [..., 3]; zero stays zero."""
     length = vectors.norm(dim=-1, keepdim=True)
     return torch.where(length > 0, vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny), 0.0)
-
-
-def vertex_normals(
-    vertices: Tensor,  # float32 [V, 3]
-    faces: Tensor,  # int [F, 3]
-) -> Tensor:  # float32 [V, 3]  unit
-    """Angle-weighted vertex normals (Thürmer & Wüthrich, 1998): they do not depend on the triangulation.
-
-    A vertex whose faces cancel out takes the normal of its largest face; one without faces points up.
-    """
-    corners = vertices.double()[faces.long()]
-    normals = unit(torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
-    to_next = unit(corners.roll(-1, dims=1) - corners)
-    to_previous = unit(corners.roll(1, dims=1) - corners)
-    angles = torch.acos((to_next * to_previous).sum(2).clamp(-1, 1))
-    total = torch.zeros(len(vertices), 3, dtype=torch.float64, device=vertices.device)
-    total.index_add_(0, faces.long().reshape(-1), (angles[:, :, None] * normals[:, None]).reshape(-1, 3))
-    lost = total.norm(dim=1) < 1e-6
-    if bool(lost.any()):
-        order = torch.argsort(face_areas(vertices, faces), stable=True)  # the largest face writes last
-        fallback = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=vertices.device).repeat(
-            len(vertices), 1
-        )
-        for face in order[lost[faces[order].long()].any(1)].tolist():
-            if bool(normals[face].any()):
-                fallback[faces[face].long()] = normals[face]
-        total[lost] = fallback[lost]
-    return unit(total).float()

@@ -35,8 +35,8 @@ def unwrap(
     *,
     layer_gap: float,  # layers of one chart closer than this are one surface
     kernels: Kernels,
-) -> tuple[Mesh, Tensor]:  # with uvs, and int64 [W] the vertex that each vertex came from
-    """Give a mesh texture coordinates; vertices on chart borders are duplicated."""
+) -> Mesh:
+    """Give a mesh texture coordinates; faces keep their order, vertices on chart borders are duplicated."""
     surface = surface_of(mesh, partner_sides(edges_of(mesh.faces)))
     chart = make_charts(surface)
     for _ in range(OVERLAP_ROUNDS):
@@ -46,7 +46,7 @@ def unwrap(
         chart = split_steep(surface, connected_charts(surface, 2 * chart + upper))
     flat = flatten_charts(surface, chart)
     uvs = pack(flat, texture_size)
-    return Mesh(mesh.vertices[flat.vertex], flat.faces.to(torch.int32), uvs=uvs), flat.vertex
+    return Mesh(mesh.vertices[flat.vertex], flat.faces.to(torch.int32), uvs=uvs)
 
 
 def overlapping_faces(flat: FlatCharts, layer_gap: float, kernels: Kernels) -> Tensor:
