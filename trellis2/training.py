@@ -132,11 +132,11 @@ class Workshop:
         mean, std = settings["times"]
         return logit_normal_times(count, mean, std, self.generator)
 
-    def conditions(self, chosen: np.ndarray, drop: float = 0.1) -> Tensor:  # float32 [B, M, C]
-        """Tokens of a random view of each object, zeros with probability `drop`."""
-        views = torch.randint(self.features.shape[1], (len(chosen),), generator=self.generator)
+    def conditions(self, features: Tensor, chosen: np.ndarray, drop: float = 0.1) -> Tensor:
+        """Tokens float32 [B, M, C] of a random view of each object, zeros with probability `drop`."""
+        views = torch.randint(features.shape[1], (len(chosen),), generator=self.generator)
         keep = torch.rand(len(chosen), generator=self.generator) >= drop
-        return self.features[torch.from_numpy(chosen), views].float() * keep[:, None, None]
+        return features[torch.from_numpy(chosen), views].float() * keep[:, None, None]
 
     @cached_property
     def features(self) -> Tensor:  # float16 [n, V, M, C]
@@ -283,7 +283,7 @@ def train_shape_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
         mean, logvar = model["shape_slat_encoder"](voxels.position, voxels.flags)
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
         output, subdivisions = model["shape_slat_decoder"](latent)
-        grid = model["shape_slat_decoder"].dual_grid(output.feats)
+        grid = model["shape_slat_decoder"].dual_grid(output.feats)  # type: ignore[operator]
         crossing = F.binary_cross_entropy_with_logits(grid.crossing_logits, voxels.flags.float())
         position = (grid.dual_vertices - voxels.position.feats).abs().mean()
         masks = [s.plan.expand().mask for s in subdivisions]
@@ -336,7 +336,7 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
 
 def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Noise to structure latents, given picture tokens."""
-    settings = shop.settings("structure_flow")
+    settings, features = shop.settings("structure_flow"), shop.features
     encoder = shop.finished("structure_vae", "sparse_structure_encoder")
     occupancy = torch.from_numpy(shop.tokens)[:, None]
     with torch.no_grad():
@@ -349,7 +349,7 @@ def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
         noise = torch.randn(x.shape, generator=shop.generator)
         scale = t.view(-1, 1, 1, 1, 1)
         predicted = model["sparse_structure_flow_model"](
-            noised(x, noise, scale), 1000 * t, shop.conditions(chosen)
+            noised(x, noise, scale), 1000 * t, shop.conditions(features, chosen)
         )
         error = (predicted - velocity_target(x, noise)).square().mean(dim=(1, 2, 3, 4))
         return {"loss": error.mean(), **by_time(error, t)}
@@ -379,7 +379,7 @@ def train_texture_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
 def _train_latent_flow(
     shop: Workshop, stage: str, name: str, latents: Latents, concat: Latents | None
 ) -> tuple[nn.Module, Objective]:
-    settings = shop.settings(stage)
+    settings, features = shop.settings(stage), shop.features
     model = nn.ModuleDict({name: shop.build(name)})
     lengths = np.diff(latents.starts)
     same_length = {int(n): np.flatnonzero(lengths == n) for n in np.unique(lengths)}
@@ -397,7 +397,7 @@ def _train_latent_flow(
         scale = sparse.broadcast(t[:, None])
         extra = () if concat is None else (sparse.replace(concat.batch(chosen)[1]),)
         predicted = model[name](
-            sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(chosen), *extra
+            sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(features, chosen), *extra
         ).feats
         error = (predicted - velocity_target(x, noise)).square().mean(dim=1)
         return {"loss": error.mean(), **by_time(error, scale[:, 0])}

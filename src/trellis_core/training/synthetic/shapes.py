@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Solids as unions of analytic parts: signed distance, material and bounds.
 
 A solid is a list of parts; each part is a primitive with a pose, a material and an operation that joins it

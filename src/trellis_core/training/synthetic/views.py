@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Pictures of solids: sphere tracing, simple shading, the crop that the pipelines make.
 
 Every number of a view (camera, light, crop) comes from one generator. The picture is cropped to the object as
