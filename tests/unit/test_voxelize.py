@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from trellis2.dual_grid import mesh_to_dual_grid
+from trellis2.textures import build_pyramid, fetch
 from trellis2.voxelize import (
     SurfaceMaterial,
     TexturedMesh,
-    build_pyramid,
-    fetch,
     voxelize_material,
     voxelize_surface,
 )
