@@ -19,7 +19,6 @@ from torch import nn
 from trellis_core.errors import OutOfMemory, UsageError
 from trellis_core.memory import cost
 from trellis_core.memory.budget import (
-    DECODE_ROWS,
     GIB,
     PRECISIONS,
     TIERS,
@@ -206,16 +205,21 @@ def test_the_released_model_fits_the_cards_people_own(gib, resolution, resident)
     assert plan.keep_resident is resident
 
 
-def test_an_8_gb_card_runs_512_and_decodes_in_small_pieces_when_it_must():
+def test_an_8_gb_card_runs_512():
     assert VRAMManager(gpu(8, (8, 6), free=7.5)).plan(released(512)).fits
-    tight = VRAMManager(gpu(8, (8, 6), free=5.0)).plan(released(512))
-    assert tight.decode_rows < DECODE_ROWS[0]
+
+
+def test_conditioning_keys_are_computed_again_when_memory_is_short():
+    networks = {"flow": released(1024)["shape_slat_flow_model_1024"]}
+    assert VRAMManager(gpu(12, free=11)).plan(networks).cache_condition
+    tight = VRAMManager(gpu(12, free=5)).plan(networks)
+    assert tight.fits and not tight.cache_condition
 
 
 def test_what_cannot_fit_is_said_and_planned_as_frugally_as_possible():
     plan = VRAMManager(gpu(6)).plan(released(1536))
     assert not plan.fits and "NOT" in plan.describe()
-    assert (plan.residency, plan.cache_condition, plan.decode_rows) == ("staged", False, DECODE_ROWS[-1])
+    assert (plan.residency, plan.cache_condition) == ("staged", False)
 
 
 MEMORY = st.floats(2, 96)
@@ -246,12 +250,11 @@ def test_a_plan_that_fits_stays_inside_what_is_free(total, free, resolution, pre
     json.dumps(plan.as_dict(), allow_nan=False)
 
 
-@given(RESOLUTIONS, st.booleans(), st.sampled_from(DECODE_ROWS))
-def test_swapping_networks_never_costs_more_than_keeping_them(resolution, cache, rows):
+@given(RESOLUTIONS, st.booleans())
+def test_swapping_networks_never_costs_more_than_keeping_them(resolution, cache):
     networks = released(resolution)
-    options = {"cache_condition": cache, "decode_rows": rows}
-    kept = predict_peaks(networks, torch.bfloat16, resident=True, **options)
-    swapped = predict_peaks(networks, torch.bfloat16, resident=False, **options)
+    kept = predict_peaks(networks, torch.bfloat16, resident=True, cache_condition=cache)
+    swapped = predict_peaks(networks, torch.bfloat16, resident=False, cache_condition=cache)
     assert all(swapped[stage] <= kept[stage] for stage in kept)
     assert set(kept) == {"condition", "structure", "shape", "texture", "decode"}
 
@@ -261,16 +264,9 @@ def test_the_cost_model_gives_the_figures_of_the_released_networks():
     networks = released(1024)
     flow = networks["shape_slat_flow_model_1024"]
     assert cost.weight_bytes(flow, torch.bfloat16) == 2 * 1_292_253_728
-    with_cache, without = (
-        cost.activation_bytes(flow, torch.bfloat16, cache, 16_384) for cache in (True, False)
-    )
+    with_cache, without = (cost.activation_bytes(flow, torch.bfloat16, cache) for cache in (True, False))
     assert with_cache - without == pytest.approx(756e6 * 29 / 30, rel=0.01)
-    assert (
-        predict_peaks(networks, torch.bfloat16, resident=False, cache_condition=True, decode_rows=16_384)[
-            "shape"
-        ]
-        < 6e9
-    )
+    assert predict_peaks(networks, torch.bfloat16, resident=False, cache_condition=True)["shape"] < 6e9
 
 
 def test_a_cascade_counts_the_draft_at_its_own_size():

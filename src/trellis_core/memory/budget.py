@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trellis_core.errors import UsageError
-from trellis_core.memory.cost import Network, predict_peaks, weight_bytes
+from trellis_core.memory.cost import CHUNK, Network, predict_peaks, weight_bytes
 from trellis_core.memory.devices import DeviceInfo, describe_processor
 
 GIB = 1 << 30
@@ -26,9 +26,6 @@ TIERS: Mapping[str, float] = {"high": 22.0, "medium": 11.0, "low": 7.5, "minimal
 SMALLEST_CARD = 4.0  # GiB, what `--vram-tier minimal` counts with
 CHOICES = ("auto", *TIERS, "cpu")
 PRECISIONS = ("auto", "full", "half")
-
-DECODE_ROWS = (262_144, 65_536, 16_384, 4_096)
-WHOLE = 0  # attention over the whole sequence at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +55,15 @@ class MemoryPlan:
     tier: str
     dtype: torch.dtype
     residency: str  # "resident": all networks stay on the device; "staged": each only while it runs
-    weight_storage: str  # "full": weights are stored in `dtype`
-    decode_rows: int  # voxels that a sparse convolution or an output layer handles at once
-    attention_rows: int  # queries per attention call; 0 is the whole sequence
-    cache_condition: bool  # keep the conditioning keys and values of a stage
-    index_dtype: torch.dtype  # of neighbour maps (linear keys are always int64)
+    cache_condition: bool  # keep the conditioning keys and values of a stage, or compute them at every step
     matting_device: str
     budget: int  # free memory less the reserve
     peaks: Mapping[str, int]
     host_bytes: int  # weights that wait in host memory while another network runs
+    weight_storage: str = "full"  # weights are stored in `dtype`
+    decode_numbers: int = CHUNK  # what row-wise work of the sparse decoders holds at once
+    attention_rows: int = 0  # queries per attention call; 0 is the whole sequence
+    index_dtype: torch.dtype = torch.int32  # of neighbour maps; linear keys are int64
 
     @property
     def peak(self) -> int:
@@ -133,13 +130,12 @@ class VRAMManager:
 
     def _candidates(self, networks: Mapping[str, Network]) -> Iterator[MemoryPlan]:
         resident = (True, False) if self.tier in ("high", "cpu") else (False,)
-        for keep, cache, rows in product(resident, (True, False), DECODE_ROWS):
+        for keep, cache in product(resident, (True, False)):
             peaks = predict_peaks(
                 networks,
                 self.dtype,
                 resident=keep,
                 cache_condition=cache,
-                decode_rows=rows,
                 num_samples=self.request.num_samples,
             )
             weights = sum(weight_bytes(n, self.dtype) for n in networks.values())
@@ -148,24 +144,12 @@ class VRAMManager:
                 tier=self.tier,
                 dtype=self.dtype,
                 residency="resident" if keep else "staged",
-                weight_storage="full",
-                decode_rows=rows,
-                attention_rows=self._attention_rows(networks),
                 cache_condition=cache,
-                index_dtype=torch.int32,
                 matting_device=self.device.kind if self.tier in ("high", "medium") else "cpu",
                 budget=self.budget,
                 peaks=peaks,
                 host_bytes=0 if keep or self.device.kind == "cpu" else weights,
             )
-
-    def _attention_rows(self, networks: Mapping[str, Network]) -> int:
-        """Only Metal builds the whole score matrix; elsewhere memory is linear in the sequence."""
-        if self.device.kind != "mps":
-            return WHOLE
-        longest = max((n.tokens for n in networks.values() if n.kind == "transformer"), default=1)
-        heads, score = 16, 4
-        return max(256, self.budget // 8 // (heads * score * max(1, longest)))
 
 
 def tier_of(device: DeviceInfo) -> str:

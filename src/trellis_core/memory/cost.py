@@ -1,7 +1,7 @@
 """What a network costs in memory: weights and live activations, from the sizes in its configuration.
 
-Counted from the computation; the numbers of surface tokens are measured on released runs. Knows nothing about
-devices or plans.
+Counted from the computation and compared with measured peaks (`tests/benchmarks/memory.py`); numbers of
+surface tokens are those of released runs. Knows nothing about devices or plans.
 Letters: C channels, N tokens or voxels, M condition tokens, s bytes of one number.
 """
 
@@ -16,7 +16,9 @@ import torch
 
 CHILDREN = 4.65  # occupied children per occupied voxel, and occupied voxels per cell of a face of the grid
 TAPS = 27
+LEVELS = CHILDREN / (CHILDREN - 1)  # all levels together, in units of the finest
 OUTPUTS = 13  # 7 shape and 6 material channels, float32
+CHUNK = 1 << 24  # numbers that row-wise work and gathers of the sparse networks hold at once
 
 Config = Mapping[str, Any]
 
@@ -42,7 +44,6 @@ def predict_peaks(
     *,
     resident: bool,
     cache_condition: bool,
-    decode_rows: int,
     num_samples: int = 1,
 ) -> dict[str, int]:
     """Bytes at the worst moment of each stage. Transformers of a stage run one after the other."""
@@ -53,7 +54,7 @@ def predict_peaks(
         in_turn = [weight_bytes(network, dtype) for network in here if network.kind == "transformer"]
         together = sum(weight_bytes(network, dtype) for network in here if network.kind != "transformer")
         weights = everything if resident else max(in_turn, default=0) + together
-        work = max(activation_bytes(network, dtype, cache_condition, decode_rows) for network in here)
+        work = max(activation_bytes(network, dtype, cache_condition) for network in here)
         peaks[stage] = weights + num_samples * work
     return peaks
 
@@ -62,22 +63,24 @@ def weight_bytes(network: Network, dtype: torch.dtype) -> int:
     return network.parameters * _itemsize(network, dtype)
 
 
-def activation_bytes(network: Network, dtype: torch.dtype, cache_condition: bool, decode_rows: int) -> int:
-    """Live bytes of one sample beside the weights."""
+def activation_bytes(network: Network, dtype: torch.dtype, cache_condition: bool) -> int:
+    """Live bytes of one sample beside the weights, at the worst moment of one evaluation."""
     s, n, c = _itemsize(network, dtype), network.tokens, network.width
     if network.kind == "transformer":
-        live = n * (4 * c + network.hidden)  # residual, packed q k v, MLP
-        float32_islands = live * 2  # norms and rotary phases: about as much again as a 16-bit run
+        attention = (
+            5 * c * s + 12 * c * 4
+        )  # residual, packed q k v, result; norms and rotary phases in float32
+        mlp = 2 * (c + network.hidden) * s
         blocks = network.blocks if cache_condition else min(network.blocks, 1)
-        return live * s + float32_islands + blocks * network.context * 2 * c * s
+        return n * max(attention, mlp) + blocks * network.context * 2 * c * s
     if network.kind == "dense":
         return n * c * (4 * s + 4)  # input, two convolutions, skip; one float32 norm
-    parents = round(n / CHILDREN)
-    maps = 4 * TAPS + 4 * 4 + 2 * 8  # neighbours, coordinates, indices of the upsampling
-    finest = n * (c * s + maps + 4 * OUTPUTS)
-    before = parents * (8 * c * s + 2 * c * s + 4 * TAPS)  # children side by side, features
-    chunk = min(decode_rows, n) * (TAPS * 2 * c * s + 8 * c)  # gathered neighbours; float32 norm and copy
-    return finest + before + chunk
+    parents = n / CHILDREN
+    maps = 4 * TAPS + 4 * 4 + 7 * 8  # neighbours, coordinates; keys and orders while they are made
+    # the last doubling: C2S convolves parents to the channels of eight children, then the children
+    on_parents = parents * (3 * 2 * c + 8 * c) * s
+    on_children = n * (3.75 * c * s + 4 * OUTPUTS)  # features, padded copy, result; skip; what is kept
+    return round(max(on_parents, on_children) + n * maps * LEVELS) + CHUNK * (s + 8)
 
 
 def _itemsize(network: Network, dtype: torch.dtype) -> int:
