@@ -30,7 +30,9 @@ def flat_voxels(resolution: int = 32, height: int = 0) -> PBRVoxels:
     level = torch.tensor([resolution // 2 - 1 + height, resolution // 2 + height])
     coords = torch.cartesian_prod(axis, axis, level).int()
     center = (coords + 0.5) / resolution - 0.5
-    attrs = torch.cat([center + 0.5, center[:, :1].abs(), center[:, 1:2].abs(), torch.ones(len(center), 1)], 1)
+    attrs = torch.cat(
+        [center + 0.5, center[:, :1].abs(), center[:, 1:2].abs(), torch.ones(len(center), 1)], 1
+    )
     return PBRVoxels(coords, attrs.float(), resolution)
 
 
@@ -80,9 +82,13 @@ def test_a_surface_off_the_voxels_is_baked_from_the_original():
         baked = bake_texture(away, flat_voxels(), 32, original=flat, mode=mode, kernels=KERNELS)
         straight = bake_texture(square, flat_voxels(), 32, original=None, kernels=KERNELS)
         assert (baked.image.int() - straight.image.int()).abs().max() <= 1
-    assert bake_texture(away, flat_voxels(), 32, original=flat, mode="direct", kernels=KERNELS).unsupported == 0
+    assert (
+        bake_texture(away, flat_voxels(), 32, original=flat, mode="direct", kernels=KERNELS).unsupported == 0
+    )
     far = Mesh(square.vertices + torch.tensor([0, 0, 12 / 32]), square.faces, uvs=square.uvs)
-    assert bake_texture(far, flat_voxels(), 32, original=flat, mode="direct", kernels=KERNELS).unsupported == 1
+    assert (
+        bake_texture(far, flat_voxels(), 32, original=flat, mode="direct", kernels=KERNELS).unsupported == 1
+    )
 
 
 def test_a_face_does_not_take_its_color_from_a_surface_that_looks_the_other_way():
@@ -94,7 +100,7 @@ def test_a_face_does_not_take_its_color_from_a_surface_that_looks_the_other_way(
     kept = bake_texture(above, red, 16, original=turned, mode="projected", kernels=KERNELS)
     moved = bake_texture(above, blue, 16, original=near, mode="projected", kernels=KERNELS)
     middle = (8, 8)
-    assert kept.image[middle][2] > moved.image[middle][2]        # not moved down, so the upper voxels count more
+    assert kept.image[middle][2] > moved.image[middle][2]  # not moved down, so the upper voxels count more
 
 
 def test_a_coarse_texture_averages_what_a_texel_covers():
@@ -108,7 +114,7 @@ def test_a_coarse_texture_averages_what_a_texel_covers():
 
 
 def test_averaging_counts_only_the_samples_that_exist():
-    index = torch.tensor([0, 1, 4, 10])            # in an image of 4 x 4
+    index = torch.tensor([0, 1, 4, 10])  # in an image of 4 x 4
     values = torch.tensor([[0.0], [1.0], [0.5], [0.3]])
     texel, mean = average_texels(index, values, 2, 2)
     assert texel.tolist() == [0, 3]
@@ -155,7 +161,7 @@ def test_dilation_finds_the_exact_nearest_texel_of_a_line():
     row, column = texel // 40, texel % 40
     above = (column >= 5) & (column < 35)
     assert (source[above] == 20 * 40 + column[above]).all()
-    assert set((row - 20).abs().tolist()) == set(range(9))      # 0: beyond the ends of the line
+    assert set((row - 20).abs().tolist()) == set(range(9))  # 0: beyond the ends of the line
 
 
 def test_an_empty_texture_is_black():

@@ -63,7 +63,9 @@ def test_a_long_chain_is_one_component():
 
 
 def test_welding_joins_what_is_closer_than_the_tolerance_and_nothing_else():
-    mesh = mesh_of([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1e-6, 0], [0, 1, 1e-6], [1, 1, 0]], [[0, 1, 2], [3, 5, 4]])
+    mesh = mesh_of(
+        [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1e-6, 0], [0, 1, 1e-6], [1, 1, 0]], [[0, 1, 2], [3, 5, 4]]
+    )
     welded = weld_vertices(mesh, 1e-4)
     assert len(welded.vertices) == 4
     assert int((edges_of(welded.faces).face_count == 2).sum()) == 1
@@ -120,7 +122,7 @@ def test_winding_of_a_moebius_strip_has_one_seam_and_no_more():
     start = unified.long().reshape(-1)
     side = torch.nonzero(partner >= 0).reshape(-1)
     disagree = start[side] == start[partner[side]]
-    assert int(disagree.sum()) == 2         # one edge, seen from both of its sides
+    assert int(disagree.sum()) == 2  # one edge, seen from both of its sides
 
 
 def test_an_open_bowl_is_wound_consistently():
@@ -170,7 +172,7 @@ def test_lost_and_stray_quads_are_repaired(lost, stray):
     assert after["boundary_edges"] == 0
     assert after["non_manifold_edges"] <= 2
     assert volume(mesh) == pytest.approx(volume(oriented(whole)), rel=1e-3)
-    assert outside_votes(mesh, around).min() >= 0          # filled like their neighbours
+    assert outside_votes(mesh, around).min() >= 0  # filled like their neighbours
 
 
 def test_a_hole_larger_than_the_limit_stays():
@@ -202,10 +204,12 @@ def test_a_lone_flake_is_not_closed_into_a_pillow():
 def test_two_holes_that_touch_are_closed_one_by_one():
     raw = oriented(dual_grid(box((0.3, 0.3, 0.3)), 16))
     top = raw.vertices[:, 2].max()
-    on_top = torch.nonzero((raw.vertices[:, 2] > top - 1e-4) & (raw.vertices[:, :2].abs() < 0.15).all(1)).reshape(-1)
+    on_top = torch.nonzero(
+        (raw.vertices[:, 2] > top - 1e-4) & (raw.vertices[:, :2].abs() < 0.15).all(1)
+    ).reshape(-1)
     center = raw.vertices[on_top[0]]
     faces = raw.vertices[raw.faces.long()].mean(1) - center
-    hole = (faces.abs() < 1 / 16).all(1) & (faces[:, 0] * faces[:, 1] > 0)     # two quads across a vertex
+    hole = (faces.abs() < 1 / 16).all(1) & (faces[:, 0] * faces[:, 1] > 0)  # two quads across a vertex
     mesh = Mesh(raw.vertices, raw.faces[~hole])
     assert int(hole.sum()) == 4
     assert topology_metrics(fill_holes(mesh, 1.0))["watertight"]
@@ -213,8 +217,22 @@ def test_two_holes_that_touch_are_closed_one_by_one():
 
 def test_two_cubes_that_share_an_edge_are_cut_apart_without_a_gap():
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
-    cube = torch.tensor([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1],
-                         [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])
+    cube = torch.tensor(
+        [
+            [0, 1, 3],
+            [0, 3, 2],
+            [4, 6, 7],
+            [4, 7, 5],
+            [0, 4, 5],
+            [0, 5, 1],
+            [2, 3, 7],
+            [2, 7, 6],
+            [0, 2, 6],
+            [0, 6, 4],
+            [1, 5, 7],
+            [1, 7, 3],
+        ]
+    )
     other = corners + torch.tensor([1.0, 1.0, 0.0])
     both = weld_vertices(Mesh(torch.cat([corners, other]), torch.cat([cube, cube + 8]).int()), 1e-3)
     assert topology_metrics(both)["non_manifold_edges"] == 1
@@ -225,8 +243,10 @@ def test_two_cubes_that_share_an_edge_are_cut_apart_without_a_gap():
 
 
 def test_a_needle_is_collapsed_and_a_cap_is_flipped():
-    needle = mesh_of([[0, 0, 0], [1, 0, 0], [1, 1e-3, 0], [0.5, 1, 0], [0.5, -1, 0], [2, 0, 0]],
-                     [[0, 1, 2], [0, 2, 3], [0, 4, 1], [1, 5, 2], [2, 5, 3], [4, 5, 1]])
+    needle = mesh_of(
+        [[0, 0, 0], [1, 0, 0], [1, 1e-3, 0], [0.5, 1, 0], [0.5, -1, 0], [2, 0, 0]],
+        [[0, 1, 2], [0, 2, 3], [0, 4, 1], [1, 5, 2], [2, 5, 3], [4, 5, 1]],
+    )
     straight = straighten_slivers(needle)
     assert aspect_ratios(straight.vertices, straight.faces).max() < 100
     cap = mesh_of([[0, 0, 0], [1, 0, 0], [0.5, 1e-3, 0], [0.5, -0.5, 0]], [[0, 1, 2], [1, 0, 3]])

@@ -82,7 +82,7 @@ def test_faces_keep_their_handedness_in_the_texture():
     flat = unwrap(surface(box()), 256, layer_gap=0.01, kernels=KERNELS)
     a, b, c = flat.uvs[flat.faces.long()].unbind(1)
     doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    assert (doubled < 0).all()      # v points down in the picture, so counter-clockwise is negative here
+    assert (doubled < 0).all()  # v points down in the picture, so counter-clockwise is negative here
 
 
 def test_layers_of_a_spiral_are_taken_apart():

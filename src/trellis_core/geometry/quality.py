@@ -179,7 +179,7 @@ def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, floa
     corners = welded[mesh.faces.long()]
     chart, charts = number_labels(connected_components(edges_of(corners).vertices, int(welded.max()) + 1))
     chart = chart[corners[:, 0]]
-    turned = torch.zeros(int(chart.max()) + 1).index_add_(0, chart, doubled.sign().float())
+    turned = torch.zeros(int(chart.max()) + 1).index_add_(0, chart, doubled.float())
     flips = doubled.sign() * turned[chart].sign() < 0
     area = face_areas(mesh.vertices.double(), mesh.faces)
     used = (doubled.abs() > 0) & (area > 0)

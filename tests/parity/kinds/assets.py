@@ -54,7 +54,7 @@ from trellis_core.io.glb import write_glb
 from trellis_core.kernels.table import Kernels
 
 Tensors = dict[str, Tensor]
-KERNELS = Kernels({"closest_point": "warp"})    # the torch twin takes half a minute per remesh
+KERNELS = Kernels({"closest_point": "warp"})  # the torch twin takes half a minute per remesh
 
 
 def exact(name: str, wrong: int | float | bool, note: str = "") -> Check:

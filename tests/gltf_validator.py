@@ -1,0 +1,32 @@
+"""The Khronos glTF validator, run through node. Needs `npm install` in tests/gltf."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent / "gltf"
+
+
+def validate(path: Path) -> dict[str, Any]:
+    """The validator's report on a .glb or .gltf file; skips the test when node or the package is absent."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    if not (FOLDER / "node_modules" / "gltf-validator").is_dir():
+        pytest.skip("gltf-validator is not installed: run `npm install` in tests/gltf")
+    result = subprocess.run(
+        [node, str(FOLDER / "validate.mjs"), str(path.resolve())], capture_output=True, text=True, check=True
+    )
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def complaints(path: Path) -> list[str]:
+    """Errors, warnings, infos and hints of the validator, one line each."""
+    return [f"{issue['code']}: {issue['message']}" for issue in validate(path)["issues"]["messages"]]
