@@ -68,7 +68,7 @@ def activation_bytes(network: Network, dtype: torch.dtype, cache_condition: bool
     s, n, c = _itemsize(network, dtype), network.tokens, network.width
     if network.kind == "transformer":
         attention = (
-            5 * c * s + 12 * c * 4
+            5 * c * s + 15 * c * 4
         )  # residual, packed q k v, result; norms and rotary phases in float32
         mlp = 2 * (c + network.hidden) * s
         blocks = network.blocks if cache_condition else min(network.blocks, 1)
