@@ -1,4 +1,4 @@
-"""Mesh repair: connectivity, welding, flaps, holes, orientation, enclosed shells, slivers, smoothing, remeshing.
+"""Mesh repair: welding, flaps, holes, orientation, enclosed shells, slivers, smoothing, remeshing.
 
 Shapes are dual grids as the decoder makes them, with quads lost and added at random. Not tested: speed.
 """

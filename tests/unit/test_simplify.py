@@ -8,8 +8,8 @@ import torch
 from tests.shapes import box, dual_grid, sphere, torus
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
 from trellis_core.geometry.quality import topology_metrics
-from trellis_core.geometry.simplify import simplify
-from trellis_core.geometry.triangles import face_areas, face_normals
+from trellis_core.geometry.simplify import flip_edges, simplify
+from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh
 
 
@@ -49,3 +49,25 @@ def test_the_flat_sides_of_a_box_stay_flat_and_face_outward():
     assert areas[flat].sum() > 0.75 * areas.sum()  # the rest is the chamfer that the grid makes
     center = simple.vertices[simple.faces.long()].mean(1)
     assert ((normals * center).sum(1) > 0).all()
+
+
+def test_flipping_gives_better_triangles_on_the_same_surface():
+    simple = simplify(surface(box(), 64), 3000)
+    better = flip_edges(simple, 1e-4)
+
+    def slivers(mesh: Mesh) -> int:
+        return int((aspect_ratios(mesh.vertices, mesh.faces) > 6).sum())
+
+    assert slivers(better) < 0.8 * slivers(simple)
+    assert torch.equal(better.vertices, simple.vertices)
+    assert topology_metrics(better)["watertight"]
+    area = [float(face_areas(m.vertices, m.faces).sum()) for m in (simple, better)]
+    assert area[1] == pytest.approx(area[0], rel=1e-3)
+
+
+def test_an_edge_across_a_fold_is_not_flipped():
+    roof = Mesh(
+        torch.tensor([[0.0, 0, 0.3], [1, 0, 0.3], [0.5, 0.05, 0], [0.5, -0.05, 0]]),
+        torch.tensor([[0, 1, 2], [1, 0, 3]], dtype=torch.int32),
+    )
+    assert torch.equal(flip_edges(roof, 1.0).faces, roof.faces)

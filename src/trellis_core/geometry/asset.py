@@ -30,7 +30,7 @@ from trellis_core.geometry.orientation import (
     remove_enclosed,
 )
 from trellis_core.geometry.quality import check_mesh
-from trellis_core.geometry.simplify import simplify
+from trellis_core.geometry.simplify import flip_edges, simplify
 from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.geometry.unwrap import unwrap
 from trellis_core.runtime import Runtime
@@ -44,6 +44,7 @@ STRAY_EXTENT = 4.0  # voxels
 FLAT_HOLE = 3.0  # times the hole limit, for holes within
 FLATNESS = 0.5  # voxels of a plane
 LAYER_GAP = 0.25  # voxels
+FLIP_SHIFT = 0.02  # voxels
 SEE_THROUGH = 0.5  # alpha below which a voxel does not hide what is behind it
 
 
@@ -246,7 +247,7 @@ def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Ru
     if len(mesh.faces) > settings.faces:
         mesh = simplify(mesh, settings.faces)
         mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
-        mesh = straighten_slivers(split_non_manifold(mesh))
+        mesh = flip_edges(straighten_slivers(split_non_manifold(mesh)), FLIP_SHIFT * voxel)
     runtime.report("simplify", 1, 1)
     return mesh
 
