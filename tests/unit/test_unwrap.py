@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.shapes import box, dual_grid, sphere, torus, union
+from trellis_core.errors import UsageError
 from trellis_core.geometry.charts import FLAT_LIMIT, chart_axes, flatten_charts, make_charts, surface_of
 from trellis_core.geometry.connectivity import edges_of, partner_sides
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
-from trellis_core.geometry.pack import pack_shelves, pack_xatlas
+from trellis_core.geometry.pack import fit_shelves, pack, pack_shelves, pack_xatlas
 from trellis_core.geometry.quality import uv_metrics
 from trellis_core.geometry.triangles import face_areas
 from trellis_core.geometry.types import Mesh
@@ -78,13 +79,6 @@ def test_unwrapping_is_valid(name):
     assert torch.equal(flat.vertices[flat.faces.long()], mesh.vertices[mesh.faces.long()])
 
 
-def test_faces_keep_their_handedness_in_the_texture():
-    flat = unwrap(surface(box()), 256, layer_gap=0.01, kernels=KERNELS)
-    a, b, c = flat.uvs[flat.faces.long()].unbind(1)
-    doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    assert (doubled < 0).all()  # v points down in the picture, so counter-clockwise is negative here
-
-
 def test_layers_of_a_spiral_are_taken_apart():
     mesh = spiral_ramp()
     built, chart = charted(mesh)
@@ -125,3 +119,21 @@ def test_unwrapping_is_repeatable():
     one, two = (unwrap(mesh, 256, layer_gap=0.01, kernels=KERNELS) for _ in range(2))
     assert torch.equal(one.uvs, two.uvs)
     assert torch.equal(one.faces, two.faces)
+
+
+def test_the_packing_with_the_larger_texels_is_taken():
+    built, chart = charted(surface(box()))
+    flat = flatten_charts(built, chart)
+
+    def area(uvs: torch.Tensor) -> float:
+        a, b, c = uvs[flat.faces].unbind(1)
+        return float(((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs().sum())
+
+    options = [area(packer(flat, 256, 2)) for packer in (pack_shelves, pack_xatlas)]
+    assert area(pack(flat, 256)) == max(options)
+    assert max(options) > 0.5
+
+
+def test_a_texture_without_room_for_the_charts_is_an_error():
+    with pytest.raises(UsageError, match="200 charts"):
+        fit_shelves(np.ones((200, 2)), 16, 2)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trellis_core.errors import UsageError
 from trellis_core.geometry.charts import FlatCharts
 
 EXPECTED_COVERAGE = 0.6
@@ -19,15 +20,25 @@ GOOD_FIT = 1.12  # how far the packed size may be off before packing again
 
 
 def pack(flat: FlatCharts, texture_size: int) -> Tensor:
-    """Place the charts in the unit square with at least two texels between them; uvs float32 [W, 2]."""
+    """Place the charts in the unit square with at least two texels between them; uvs float32 [W, 2].
+
+    Shelves are better for a few boxy charts, xatlas for many; the larger result is taken.
+    """
     padding = max(2, texture_size // 512)
-    if find_spec("xatlas") is None:
-        return pack_shelves(flat, texture_size, padding)
-    return pack_xatlas(flat, texture_size, padding)
+    options = [pack_shelves(flat, texture_size, padding)]
+    if find_spec("xatlas") is not None:
+        options.append(pack_xatlas(flat, texture_size, padding))
+    return max(options, key=lambda uvs: float(doubled_areas(uvs, flat).abs().sum()))
+
+
+def doubled_areas(points: Tensor, flat: FlatCharts) -> Tensor:
+    """Twice the signed area of each flat face, float64 [F]."""
+    a, b, c = points.double()[flat.faces].unbind(1)
+    return (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
 
 
 def pack_shelves(flat: FlatCharts, texture_size: int, padding: int) -> Tensor:
-    """Rows of charts by decreasing height, at the largest scale that fits. Covers about a third."""
+    """Rows of charts by decreasing height, at the largest scale that fits."""
     scale, corner = fit_shelves(flat.size.numpy().astype(np.float64), texture_size, padding)
     return (flat.points * scale + torch.from_numpy(corner).float()[flat.chart]) / texture_size
 
@@ -54,8 +65,9 @@ def fit_shelves(size: np.ndarray, side: int, padding: int) -> tuple[float, np.nd
     low, high = 0.0, side / max(float(size.max()), 1e-9)
     best = place(low)
     if best is None:
-        raise ValueError(
-            f"{len(size)} charts with {padding} texels between them do not fit into {side} x {side}"
+        raise UsageError(
+            f"a texture of {side} x {side} texels has no room for {len(size)} charts",
+            hint="use a larger texture, or smooth the surface",
         )
     for _ in range(14):
         middle = 0.5 * (low + high)
@@ -75,8 +87,7 @@ def pack_xatlas(flat: FlatCharts, texture_size: int, padding: int) -> Tensor:
     """
     import xatlas
 
-    a, b, c = flat.points.double()[flat.faces].unbind(1)
-    doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    doubled = doubled_areas(flat.points, flat)
     proper = doubled.abs() > 1e-6 * doubled.abs().mean()
     if not bool(proper.any()):
         return pack_shelves(flat, texture_size, padding)
@@ -91,8 +102,6 @@ def pack_xatlas(flat: FlatCharts, texture_size: int, padding: int) -> Tensor:
         options.padding = padding
         options.texels_per_unit = 1.0
         options.bilinear = True
-        options.rotate_charts = False  # its turns by 90 degrees are reflections
-        options.rotate_charts_to_axis = False  # flattening has done so
         options.create_image = False
         atlas.generate(pack_options=options)
         side = max(atlas.width, atlas.height)
