@@ -315,8 +315,16 @@ def free_gigabytes(path: Path) -> float:
 
 def pip(venv: Path, *arguments: str) -> bool:
     """Run pip, with its progress on a terminal and in silence elsewhere."""
-    quiet = [] if sys.stderr.isatty() else ["-q"]
-    command = [str(venv_python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    quiet = [] if sys.stderr.isatty() else ["-qq"]
+    command = [
+        str(venv_python(venv)),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+        "--no-compile",
+    ]
     words = [*command, *quiet, *arguments]
     return subprocess.run(words, check=False, stdout=sys.stderr, cwd=ROOT).returncode == 0
 
