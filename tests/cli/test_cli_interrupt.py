@@ -88,6 +88,14 @@ def test_a_closed_pipe_shows_no_traceback(arguments):
     assert done.stderr == ""
 
 
+def test_a_file_name_that_is_no_text_is_reported(tmp_path):
+    done = subprocess.run(
+        [*TRELLIS, "generate", b"\xff.png", "--json"], capture_output=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 3, done.stderr
+    assert "\udcff.png" in json.loads(done.stdout)["error"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_standard_output_is_reported():
     with open("/dev/full", "w") as full:
