@@ -1,7 +1,7 @@
 """Ctrl-C, a reader that went away, a full disk: in real processes.
 
-Properties: exit code 130 at any stage, nothing half-written, no traceback; a closed or full standard output is
-reported, or not an error at all. Not tested: Ctrl-C during the interpreter's own start.
+Properties: exit code 130 at any stage, nothing half-written, no traceback; a full standard output is
+reported, a closed one is no error. Not tested: Ctrl-C during the interpreter's own start.
 """
 
 from __future__ import annotations
