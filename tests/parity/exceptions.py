@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Better:
     """Outputs where our algorithm is better by design than the released one."""
 
-    outputs: tuple[str, ...]   # prefixes of output names that may differ
+    outputs: tuple[str, ...]  # prefixes of output names that may differ
     reason: str
 
 
@@ -20,7 +20,15 @@ BETTER_BY_DESIGN: dict[str, Better] = {
         "the middle; loops that touch themselves are closed as well",
     ),
     "geometry.edge_collapse_costs_and_one_parallel_round": Better(
-        ("vertex_qem", "edge_cost", "edge_target", "collapsed_edges", "vertices_after", "faces_after", "simplified_"),
+        (
+            "vertex_qem",
+            "edge_cost",
+            "edge_target",
+            "collapsed_edges",
+            "vertices_after",
+            "faces_after",
+            "simplified_",
+        ),
         "the released costs are rounding noise at real voxel sizes and its rounds overshoot the target; edges are "
         "collapsed one at a time by exact area-weighted quadrics down to the target",
     ),

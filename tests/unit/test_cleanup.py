@@ -13,6 +13,7 @@ from tests.shapes import box, dual_grid, hollow, sphere, torus, union
 from trellis_core.geometry.cleanup import (
     remove_broken_faces,
     remove_flaps,
+    remove_repeated_faces,
     remove_small_components,
     smooth,
     split_non_manifold,
@@ -285,3 +286,20 @@ def test_remeshing_gives_one_closed_outward_shell(shape):
         assert 0 < volume(closed) < 0.5 * volume(oriented(dual_grid(sphere(), 32)))
     else:
         assert volume(closed) == pytest.approx(4 / 3 * torch.pi * 0.35**3, rel=0.02)
+
+
+def test_a_hole_between_patches_of_opposite_winding_is_found():
+    mesh = oriented(dual_grid(sphere(), 16))
+    center = mesh.vertices[mesh.faces.long()].mean(1)
+    around_hole = center[:, 2] > 0.34
+    turned = torch.where((center[:, 0] > 0)[:, None], mesh.faces[:, [0, 2, 1]], mesh.faces)
+    opened = Mesh(mesh.vertices, turned[~around_hole])
+    assert int(around_hole.sum()) > 4
+    assert len(boundary_loops(opened.faces, partner_sides(edges_of(opened.faces)))) == 1
+    assert topology_metrics(fill_holes(opened, 2.0))["boundary_edges"] == 0
+
+
+def test_faces_that_lie_on_one_another_are_removed_even_with_vertices_of_their_own():
+    points = [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    assert len(remove_repeated_faces(mesh_of(points * 2, [[0, 1, 2], [3, 5, 4]])).faces) == 1
+    assert len(remove_repeated_faces(mesh_of([*points, [0, 0, 1]], [[0, 1, 2], [0, 1, 3]])).faces) == 2

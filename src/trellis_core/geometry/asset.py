@@ -15,6 +15,7 @@ from trellis_core.geometry.bake import BakeMode, bake_texture, to_images
 from trellis_core.geometry.cleanup import (
     remove_broken_faces,
     remove_flaps,
+    remove_repeated_faces,
     remove_small_components,
     smooth,
     split_non_manifold,
@@ -43,7 +44,7 @@ STRAY_AREA = 1e-4  # of the largest piece
 STRAY_EXTENT = 4.0  # voxels
 FLAT_HOLE = 3.0  # times the hole limit, for holes within
 FLATNESS = 0.5  # voxels of a plane
-LAYER_GAP = 0.25  # voxels
+LAYER_GAP = 0.02  # voxels
 FLIP_SHIFT = 0.02  # voxels
 SEE_THROUGH = 0.5  # alpha below which a voxel does not hide what is behind it
 
@@ -223,7 +224,7 @@ def clean(
         mesh, unclear = orient_outward(mesh, around)
         limit = settings.fill_holes_voxels * voxel
         mesh = remove_broken_faces(fill_holes(mesh, limit, FLAT_HOLE * limit, FLATNESS * voxel))
-    mesh = straighten_slivers(split_non_manifold(mesh))
+    mesh = remove_repeated_faces(straighten_slivers(split_non_manifold(mesh)))
     mesh = smooth(mesh, settings.smooth_iterations)
     if settings.watertight:
         from trellis_core.geometry.remesh import remesh_watertight
@@ -247,7 +248,8 @@ def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Ru
     if len(mesh.faces) > settings.faces:
         mesh = simplify(mesh, settings.faces)
         mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
-        mesh = flip_edges(straighten_slivers(split_non_manifold(mesh)), FLIP_SHIFT * voxel)
+        mesh = remove_repeated_faces(straighten_slivers(split_non_manifold(mesh)))
+        mesh = flip_edges(mesh, FLIP_SHIFT * voxel)
     runtime.report("simplify", 1, 1)
     return mesh
 

@@ -85,6 +85,13 @@ def remove_broken_faces(mesh: Mesh) -> Mesh:
     return keep_faces(mesh, not_duplicate(mesh.faces))
 
 
+def remove_repeated_faces(mesh: Mesh) -> Mesh:
+    """Drop faces whose corners lie exactly where those of an earlier face lie."""
+    _, place = torch.unique(mesh.vertices, dim=0, return_inverse=True)
+    keep = not_duplicate(place[mesh.faces.long()])
+    return mesh if bool(keep.all()) else keep_faces(mesh, keep)
+
+
 def component_sizes(mesh: Mesh, component: Tensor) -> tuple[Tensor, Tensor]:
     """Area and longest bounding-box side of each component; `component` int64 [F] numbered from 0."""
     count = int(component.max()) + 1 if len(component) else 0

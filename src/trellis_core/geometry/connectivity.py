@@ -146,28 +146,30 @@ def boundary_loops(
 ) -> list[list[int]]:
     """Closed chains of sides without a partner, as vertex lists, each vertex at most once.
 
-    A loop runs against the sides it borders, so faces made from it in order are wound like their neighbours.
-    A chain that touches itself at a vertex is cut into simple loops there.
+    A loop runs against (most of) the sides it borders, so faces made from it in order are wound like their
+    neighbours. A chain that touches itself at a vertex is cut into simple loops there.
     """
     classes = corner_classes(faces, partner).reshape(-1)
-    start, _ = side_ends(faces)
+    start, end = side_ends(faces)
     free = torch.nonzero(partner.reshape(-1) < 0).reshape(-1)
-    enters = classes[free].tolist()  # walking a side backwards arrives at its start
-    leaves = classes[next_corner(free)].tolist()
-    vertex = start[free].tolist()
-    at: dict[int, int] = {}
-    for index, fan in enumerate(leaves):
-        at[fan] = -1 if fan in at else index  # a fan with two ways out is not oriented: no loop
-    visited = [False] * len(vertex)
+    # Every open fan has two ends: number 2 * i is the start of free side i, and 2 * i + 1 its end.
+    fan = torch.stack([classes[free], classes[next_corner(free)]], dim=1).reshape(-1)
+    order = torch.argsort(fan, stable=True)
+    across = torch.empty_like(order)
+    across[order[0::2]], across[order[1::2]] = order[1::2], order[0::2]
+    vertex = torch.stack([start[free], end[free]], dim=1).reshape(-1).tolist()
+    next_end = across.tolist()
+    visited = [False] * len(free)
     loops: list[list[int]] = []
-    for first in range(len(vertex)):
-        chain, index = [], first
-        while index >= 0 and not visited[index]:
-            visited[index] = True
-            chain.append(vertex[index])
-            index = at.get(enters[index], -1)
-        if index == first:
-            loops.extend(simple_loops(chain))
+    for first in range(len(free)):
+        chain, backward, place = [], 0, 2 * first + 1
+        while not visited[place // 2]:
+            visited[place // 2] = True
+            backward += 1 if place % 2 else -1
+            chain.append(vertex[place ^ 1])
+            place = next_end[place ^ 1]
+        if chain:
+            loops.extend(simple_loops(chain if backward >= 0 else chain[::-1]))
     return loops
 
 

@@ -25,7 +25,7 @@ from trellis_core.geometry.pack import fit_shelves, pack
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import Kernels
 
-OVERLAP_ROUNDS = 3
+OVERLAP_ROUNDS = 6
 OVERLAP_RASTER = 1024  # side of the raster on which overlaps are searched
 
 
