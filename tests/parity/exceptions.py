@@ -29,13 +29,13 @@ BETTER_BY_DESIGN: dict[str, Better] = {
             "faces_after",
             "simplified_",
         ),
-        "the released costs are rounding noise at real voxel sizes and its rounds overshoot the target; edges are "
-        "collapsed one at a time by exact area-weighted quadrics down to the target",
+        "the released costs are rounding noise at real voxel sizes and its rounds overshoot the target; "
+        "edges are collapsed one at a time in double precision, down to the target",
     ),
     "geometry.narrow_band_dual_contouring_remesh": Better(
         ("vertices", "quads", "quad_dir", "faces"),
-        "the released remesher wraps every closed object into an outer and an inner shell and makes non-manifold "
-        "edges; ours gives one closed manifold shell that lies on the input",
+        "the released remesher wraps every closed object into an outer and an inner shell and makes "
+        "non-manifold edges; ours gives one closed manifold shell that lies on the input",
     ),
 }
 
