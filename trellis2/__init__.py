@@ -1,10 +1,10 @@
 """TRELLIS.2: pictures to 3D assets with PBR materials.
 
-    import trellis2
+import trellis2
 
-    pipeline = trellis2.load("embedded")
-    asset = pipeline.run("chair.png", seed=42)
-    asset.save("chair.glb")
+pipeline = trellis2.load("embedded")
+asset = pipeline.run("chair.png", seed=42)
+asset.save("chair.glb")
 """
 
 from __future__ import annotations
@@ -46,4 +46,5 @@ def load(name_or_path: str | Path = "embedded", runtime: Runtime | None = None) 
         info = describe_device(device)
         plan = plan_for(folder, info, MemoryRequest())
         runtime = Runtime.of_plan(plan, device, resolve_kernels(info))
-    return Pipeline(settings, open_networks(stems), identify(name, folder, stems), runtime)
+    known = name if name == hub.EMBEDDED or name in REPOSITORIES else folder.name  # files get no local paths
+    return Pipeline(settings, open_networks(stems), identify(known, folder, stems), runtime)

@@ -29,7 +29,7 @@ from trellis_core.weights import hub
 from trellis_core.weights.load import build_model, configured_dtype, fill_model, read_config
 from trellis_core.weights.verify import count_parameters
 
-IMAGE_ENCODER = "image_encoder"      # its name among the networks; pipeline.json keeps it apart
+IMAGE_ENCODER = "image_encoder"  # its name among the networks; pipeline.json keeps it apart
 TEXTURING = "texturing_pipeline.json"
 
 
@@ -60,11 +60,11 @@ def open_networks(stems: Mapping[str, Path]) -> Networks:
 def load_network(stem: Path, runtime: Runtime) -> nn.Module:
     """One network in host memory, strictly loaded, its torso in the precision the runtime asks for."""
     config = network_config(stem)
-    network = build_model(config, MODELS, source=hub.config_of(stem), kernels=runtime.kernels)
-    if config["name"] != DINOv3ViT.__name__:    # the encoder runs in float32, as released
+    network: Any = build_model(config, MODELS, source=hub.config_of(stem), kernels=runtime.kernels)
+    if config["name"] != DINOv3ViT.__name__:  # the encoder runs in float32, as released
         network.set_torso_dtype(torso_dtype(configured_dtype(config), runtime))
     fill_model(network, hub.weights_of(stem))
-    return network
+    return network  # type: ignore[no-any-return]
 
 
 def network_config(stem: Path) -> dict[str, Any]:
@@ -101,10 +101,9 @@ def plan_for(
     """
     settings = read_settings(folder / hub.PIPELINE)
     kind = settings.pipeline_type(pipeline_type)
-    sizes = (kind.structure_image_size, kind.texture_image_size, *(p.image_size for p in kind.shape_passes))
     configs = {
         name: (network_config(stem), count_parameters(hub.weights_of(stem)))
         for name, stem in find_checkpoints(folder, settings, folder.name).items()
     }
-    networks = describe_networks(configs, resolution=kind.resolution, image_size=max(sizes))
+    networks = describe_networks(configs, resolution=kind.resolution, image_size=max(kind.image_sizes))
     return VRAMManager(device, request).plan(networks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from trellis_core.errors import ModelError
 from trellis_core.memory.residency import on_device
 from trellis_core.runtime import Runtime
 
-Loader = Callable[[Runtime], nn.Module]    # reads weights into host memory (memory-mapped where dtypes agree)
+Loader = Callable[[Runtime], nn.Module]  # reads weights into host memory (memory-mapped where dtypes agree)
 
 
 class Networks:
@@ -33,7 +34,7 @@ class Networks:
         return name in self._loaders
 
     @contextmanager
-    def use(self, name: str, runtime: Runtime) -> Iterator[nn.Module]:
+    def use(self, name: str, runtime: Runtime) -> Iterator[Any]:
         """The network, on the runtime's device, for the length of the block."""
         network = self._loaded.get(name) or self._load(name, runtime)
         if runtime.keep_resident or runtime.device.type != "cpu":

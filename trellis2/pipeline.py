@@ -11,7 +11,7 @@ pass), texture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,26 @@ from PIL import Image
 from torch import Tensor
 
 from trellis2 import stages
+from trellis2.dual_grid import normalize_mesh
 from trellis2.networks import Networks
-from trellis2.settings import MAX_TOKENS, PipelineSettings, PipelineType, override
+from trellis2.settings import MAX_TOKENS, PipelineSettings, PipelineType, ShapePass, override
+from trellis2.texturing import encode_shape, mesh_voxels
 from trellis_core import __version__
 from trellis_core.errors import InputError
-from trellis_core.geometry.asset import ExportSettings, build_asset
-from trellis_core.geometry.types import Asset, VoxelMesh
+from trellis_core.geometry.asset import ExportSettings, build_asset, texture_mesh
+from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.image.background import choose_background_remover
 from trellis_core.image.preprocess import has_transparency, preprocess_picture
 from trellis_core.io import WRITERS
 from trellis_core.io.images import read_picture
 from trellis_core.memory.residency import memory_errors
 from trellis_core.runtime import Progress, Runtime, cancellable
+from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.weights.bundle import Bundle
 
 Picture = Image.Image | str | Path
-Overrides = Mapping[str, Any] | None    # entries of SamplerSettings; None keeps the model's value
+Overrides = Mapping[str, Any] | None  # entries of SamplerSettings; None keeps the model's value
 
 THUMBNAIL_SIDE = 128
 
@@ -48,6 +51,25 @@ class ModelIdentity:
 
     name: str
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """What the stages of one run share."""
+
+    kind: PipelineType
+    structure: SamplerSettings
+    shape: SamplerSettings
+    texture: SamplerSettings
+    num_samples: int  # B
+    max_tokens: int
+    generator: torch.Generator
+    runtime: Runtime
+    conds: dict[int, Tensor] = field(default_factory=dict)  # picture side -> tokens [B, M, C]
+
+    def draw(self, *shape: int) -> Tensor:
+        """The next standard normal numbers of the run, the same on every device."""
+        return torch.randn(*shape, generator=self.generator).to(self.runtime.device)
 
 
 class Pipeline:
@@ -78,9 +100,7 @@ class Pipeline:
         """Picture to finished asset; `sampling` goes to `sample`."""
         bundle = self.sample(picture, seed=seed, on_progress=on_progress, cancel=cancel, **sampling)
         shape = self.decode(bundle, on_progress=on_progress, cancel=cancel)[0]
-        return self.export(
-            shape, export, extras=provenance(bundle), on_progress=on_progress, cancel=cancel
-        )
+        return self.export(shape, export, extras=provenance(bundle), on_progress=on_progress, cancel=cancel)
 
     def sample(
         self,
@@ -105,24 +125,22 @@ class Pipeline:
         """
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
         kind = self.settings.pipeline_type(pipeline_type)
-        samplers = {
-            "structure": override(self.settings.structure_sampler, structure),
-            "shape": override(self.settings.shape_sampler, shape),
-            "texture": override(self.settings.texture_sampler, texture),
-        }
+        run = Sampling(
+            kind=kind,
+            structure=override(self.settings.structure_sampler, structure),
+            shape=override(self.settings.shape_sampler, shape),
+            texture=override(self.settings.texture_sampler, texture),
+            num_samples=num_samples,
+            max_tokens=max_tokens,
+            generator=torch.Generator().manual_seed(seed),
+            runtime=runtime,
+        )
         image = prepare_picture(picture, background, runtime)
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(runtime.device)
-
         with torch.inference_mode(), memory_errors("sampling"):
-            conds = self._encode(image, kind, num_samples, runtime)
-            coords = self._sample_structure(conds, kind, num_samples, samplers, draw, runtime)
-            latent, resolution = self._sample_shape(coords, conds, kind, num_samples, samplers, draw,
-                                                    max_tokens, runtime)
-            color = self._sample_texture(latent, conds[kind.texture_image_size], kind.texture_model,
-                                         samplers, draw, runtime)
+            self._encode(image, run, kind.image_sizes)
+            coords = self._sample_structure(run)
+            latent, resolution = self._sample_shape(coords, run)
+            color = self._sample_texture(latent, run)
         return Bundle(
             tensors={
                 "coords": latent.coords.cpu(),
@@ -137,7 +155,7 @@ class Pipeline:
                 "resolution": resolution,
                 "num_samples": num_samples,
                 "seed": seed,
-                "samplers": {name: asdict(settings) for name, settings in samplers.items()},
+                "samplers": {name: asdict(getattr(run, name)) for name in ("structure", "shape", "texture")},
                 "version": __version__,
             },
         )
@@ -186,72 +204,124 @@ class Pipeline:
                 shape, settings or ExportSettings(), runtime=runtime, extras=extras or {}, writers=WRITERS
             )
 
-    def _encode(
-        self, image: Image.Image, kind: PipelineType, num_samples: int, runtime: Runtime
-    ) -> dict[int, Tensor]:
-        """Picture tokens for every picture size the run needs: side -> [B, M, C]."""
-        sizes = {kind.structure_image_size, kind.texture_image_size}
-        sizes.update(p.image_size for p in kind.shape_passes)
-        runtime.report("condition", 0, len(sizes))
-        conds = {}
-        with self.networks.use("image_encoder", runtime) as encoder:
-            for done, size in enumerate(sorted(sizes), start=1):
-                tokens = stages.encode_picture(encoder, [image], size, runtime)
-                conds[size] = tokens.expand(num_samples, -1, -1)
-                runtime.report("condition", done, len(sizes))
-        return conds
+    def texture(
+        self,
+        mesh: Mesh,
+        picture: Picture,
+        *,
+        seed: int = 42,
+        pipeline_type: str | None = None,
+        texture: Overrides = None,
+        background: str = "auto",
+        export: ExportSettings | None = None,
+        on_progress: Progress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Asset:
+        """Paint a mesh (z up, any size) after a picture; its own texture coordinates are kept.
 
-    def _sample_structure(self, conds, kind, num_samples, samplers, draw, runtime) -> Tensor:
-        with (
-            self.networks.use("sparse_structure_flow_model", runtime) as flow,
-            self.networks.use("sparse_structure_decoder", runtime) as decoder,
-        ):
-            side = flow.resolution
-            noise = draw(num_samples, flow.in_channels, side, side, side)
-            return stages.sample_structure(
-                flow, decoder, conds[kind.structure_image_size], noise, samplers["structure"],
-                kind.structure_resolution, runtime,
+        The result lies in the unit cube. Raises what `sample` raises, and `ModelError` when the model
+        has no shape encoder.
+        """
+        runtime = self.runtime.reporting(cancellable(on_progress, cancel))
+        kind = self.settings.pipeline_type(pipeline_type)
+        run = Sampling(
+            kind=kind,
+            structure=self.settings.structure_sampler,
+            shape=self.settings.shape_sampler,
+            texture=override(self.settings.texture_sampler, texture),
+            num_samples=1,
+            max_tokens=MAX_TOKENS,
+            generator=torch.Generator().manual_seed(seed),
+            runtime=runtime,
+        )
+        image = prepare_picture(picture, background, runtime)
+        mesh = replace(mesh, vertices=normalize_mesh(mesh.vertices))
+        with torch.inference_mode(), memory_errors("texturing"):
+            runtime.report("voxelize", 0, 1)
+            grid = mesh_voxels(mesh, kind.resolution)
+            runtime.report("voxelize", 1, 1)
+            self._encode(image, run, {kind.texture_image_size})
+            with self.networks.use("shape_slat_encoder", runtime) as encoder:
+                coords, vertices, crossings = (
+                    t.to(runtime.device) for t in (grid.coords, grid.dual_vertices, grid.crossings)
+                )
+                latent = encode_shape(encoder, coords, vertices, crossings)
+            color = self._sample_texture(latent, run)
+            with self.networks.use("tex_slat_decoder", runtime) as decoder:
+                runtime.report("decode", 0, 1)
+                attrs = stages.decode_texture(decoder, color)
+                runtime.report("decode", 1, 1)
+            voxels = PBRVoxels(attrs.coords[:, 1:], attrs.feats.float(), kind.resolution)
+            facts = {
+                "generator": "trellis",
+                "model": asdict(self.identity),
+                "pipeline_type": kind.name,
+                "seed": seed,
+                "resolution": kind.resolution,
+                "samplers": {"texture": asdict(run.texture)},
+                "version": __version__,
+            }
+            return texture_mesh(
+                mesh, voxels, export or ExportSettings(), runtime=runtime, extras=facts, writers=WRITERS
             )
 
-    def _sample_shape(
-        self, coords, conds, kind, num_samples, samplers, draw, max_tokens, runtime
-    ) -> tuple[SparseTensor, int]:
-        """Raw shape latent and the voxel grid it decodes to."""
-        draft, resolution = None, kind.resolution
-        for index, part in enumerate(kind.shape_passes):
-            if draft is not None:
-                with self.networks.use("shape_slat_decoder", runtime) as decoder:
-                    voxels = decoder.upsample(draft, decoder.levels)
-                    tokens = stages.cascade_tokens(
-                        voxels, kind.shape_passes[index - 1].resolution, part.resolution, max_tokens,
-                        decoder.factor,
-                    )
-                coords, resolution = tokens.coords, tokens.resolution
-                if resolution != part.resolution:
-                    runtime.report(
-                        "shape", 0, samplers["shape"].steps,
-                        f"resolution lowered from {part.resolution} to {resolution}: "
-                        f"the object needs more than {max_tokens:,} tokens",
-                    )
-            with self.networks.use(part.model, runtime) as flow:
-                noise = SparseTensor(draw(len(coords), flow.in_channels), coords, batch_size=num_samples)
-                draft = stages.sample_flow(
-                    flow, noise, conds[part.image_size], samplers["shape"], runtime, "shape"
-                )
-                draft = stages.denormalize(draft, self.settings.shape_normalization)
-        return draft, resolution
+    def _encode(self, image: Image.Image, run: Sampling, sizes: set[int]) -> None:
+        """Fill `run.conds` for every picture size the run needs."""
+        run.runtime.report("condition", 0, len(sizes))
+        with self.networks.use("image_encoder", run.runtime) as encoder:
+            for done, size in enumerate(sorted(sizes), start=1):
+                tokens = stages.encode_picture(encoder, [image], size, run.runtime)
+                run.conds[size] = tokens.expand(run.num_samples, -1, -1)
+                run.runtime.report("condition", done, len(sizes))
 
-    def _sample_texture(self, latent, cond, model, samplers, draw, runtime) -> SparseTensor:
-        """Raw texture latent on the tokens of the shape latent."""
-        concat = stages.normalize(latent, self.settings.shape_normalization)
-        with self.networks.use(model, runtime) as flow:
-            channels = flow.in_channels - concat.feats.shape[1]
-            noise = latent.replace(draw(len(latent.coords), channels))
-            color = stages.sample_flow(flow, noise, cond, samplers["texture"], runtime, "texture",
-                                       concat_cond=concat)
+    def _sample_structure(self, run: Sampling) -> Tensor:
+        """Token coordinates int32 [N, 4] of the first shape pass."""
+        with (
+            self.networks.use("sparse_structure_flow_model", run.runtime) as flow,
+            self.networks.use("sparse_structure_decoder", run.runtime) as decoder,
+        ):
+            noise = run.draw(run.num_samples, flow.in_channels, *[flow.resolution] * 3)
+            cond = run.conds[run.kind.structure_image_size]
+            return stages.sample_structure(
+                flow, decoder, cond, noise, run.structure, run.kind.structure_resolution, run.runtime
+            )
+
+    def _sample_shape(self, coords: Tensor, run: Sampling) -> tuple[SparseTensor, int]:
+        """Raw shape latent, and the voxel grid it decodes to."""
+        draft, *detail = run.kind.shape_passes
+        latent, resolution = self._shape_pass(coords, draft, run), draft.resolution
+        for part in detail:
+            with self.networks.use("shape_slat_decoder", run.runtime) as decoder:
+                voxels = decoder.upsample(latent, decoder.levels)
+                tokens = stages.cascade_tokens(
+                    voxels, resolution, part.resolution, run.max_tokens, decoder.factor
+                )
+            if tokens.resolution != part.resolution:
+                run.runtime.report("shape", 0, run.shape.steps, lowered(part, tokens.resolution, run))
+            latent, resolution = self._shape_pass(tokens.coords, part, run), tokens.resolution
+        return latent, resolution
+
+    def _shape_pass(self, coords: Tensor, part: ShapePass, run: Sampling) -> SparseTensor:
+        with self.networks.use(part.model, run.runtime) as flow:
+            noise = SparseTensor(run.draw(len(coords), flow.in_channels), coords, batch_size=run.num_samples)
+            cond = run.conds[part.image_size]
+            latent = stages.sample_flow(flow, noise, cond, run.shape, run.runtime, "shape")
+        return stages.denormalize(latent, self.settings.shape_normalization)
+
+    def _sample_texture(self, latent: SparseTensor, run: Sampling) -> SparseTensor:
+        """Raw texture latent on the tokens of the raw shape latent."""
+        shape = stages.normalize(latent, self.settings.shape_normalization)
+        with self.networks.use(run.kind.texture_model, run.runtime) as flow:
+            noise = shape.replace(run.draw(len(shape), flow.in_channels - shape.feats.shape[1]))
+            cond = run.conds[run.kind.texture_image_size]
+            color = stages.sample_flow(
+                flow, noise, cond, run.texture, run.runtime, "texture", concat_cond=shape
+            )
         return stages.denormalize(color, self.settings.texture_normalization)
 
-    def _decode(self, latent, color, resolution, runtime) -> list[VoxelMesh]:
+    def _decode(
+        self, latent: SparseTensor, color: SparseTensor, resolution: int, runtime: Runtime
+    ) -> list[VoxelMesh]:
         with (
             self.networks.use("shape_slat_decoder", runtime) as shape_decoder,
             self.networks.use("tex_slat_decoder", runtime) as texture_decoder,
@@ -269,6 +339,13 @@ def prepare_picture(picture: Picture, background: str, runtime: Runtime) -> Imag
     prepared = preprocess_picture(image, remover)
     runtime.report("picture", 1, 1, "; ".join(filter(None, notices)))
     return prepared
+
+
+def lowered(part: ShapePass, resolution: int, run: Sampling) -> str:
+    return (
+        f"resolution lowered from {part.resolution} to {resolution}: "
+        f"the object needs {run.max_tokens:,} tokens or more"
+    )
 
 
 def thumbnail(image: Image.Image) -> Tensor:

@@ -28,9 +28,9 @@ class Normalization:
 class ShapePass:
     """One run of a shape flow."""
 
-    model: str          # name in `models`
-    image_size: int     # side of the picture the encoder sees, pixels
-    resolution: int     # output voxel grid this pass aims at
+    model: str  # name in `models`
+    image_size: int  # side of the picture the encoder sees, pixels
+    resolution: int  # output voxel grid this pass aims at
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PipelineType:
     """How the stages are combined. With two shape passes the first one is a coarse draft of the second."""
 
     name: str
-    structure_resolution: int           # token grid of the first shape pass
+    structure_resolution: int  # token grid of the first shape pass
     structure_image_size: int
     shape_passes: tuple[ShapePass, ...]
     texture_model: str
@@ -48,6 +48,15 @@ class PipelineType:
     def resolution(self) -> int:
         """Output voxel grid that was asked for; a cascade may lower it."""
         return self.shape_passes[-1].resolution
+
+    @property
+    def image_sizes(self) -> set[int]:
+        """Sides of all pictures that a run encodes, pixels."""
+        return {
+            self.structure_image_size,
+            self.texture_image_size,
+            *(p.image_size for p in self.shape_passes),
+        }
 
 
 def _released_type(name: str, structure: int, *passes: tuple[int, int]) -> PipelineType:
@@ -66,20 +75,20 @@ RELEASED_TYPES: Mapping[str, PipelineType] = {
     )
 }
 
-MAX_TOKENS = 49152   # released limit on latent tokens of a cascade's second pass
+MAX_TOKENS = 49152  # released limit on latent tokens of a cascade's second pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings:
     """Everything `pipeline.json` says."""
 
-    models: Mapping[str, str]                       # name -> path as written in the file
+    models: Mapping[str, str]  # name -> path as written in the file
     structure_sampler: SamplerSettings
     shape_sampler: SamplerSettings
     texture_sampler: SamplerSettings
     shape_normalization: Normalization
     texture_normalization: Normalization
-    image_encoder: str                              # path or hub repository of the picture encoder
+    image_encoder: str  # path or hub repository of the picture encoder
     pipeline_types: Mapping[str, PipelineType] = field(default_factory=lambda: dict(RELEASED_TYPES))
     default_pipeline_type: str = "1024_cascade"
 
@@ -102,13 +111,17 @@ def read_settings(path: Path) -> PipelineSettings:
     try:
         args = json.loads(path.read_text(encoding="utf-8"))["args"]
     except FileNotFoundError as error:
-        raise ModelError(f"`{path}` does not exist", hint="a model folder holds `pipeline.json` and `ckpts/`") from error
+        raise ModelError(
+            f"`{path}` does not exist", hint="a model folder holds `pipeline.json` and `ckpts/`"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"`{path}` is damaged: {error}", hint="download the model again") from error
     try:
         return settings_from_args(args)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"`{path}` lacks or misspells an entry: {error}", hint="download the model again") from error
+        raise ModelError(
+            f"`{path}` lacks or misspells an entry: {error}", hint="download the model again"
+        ) from error
 
 
 def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
@@ -137,7 +150,8 @@ def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
         texture_normalization=_normalization(args["tex_slat_normalization"]),
         image_encoder=encoder.get("model_name") or encoder["model"],
         pipeline_types=types,
-        default_pipeline_type=args.get("default_pipeline_type") or next(iter(reversed(types)), "1024_cascade"),
+        default_pipeline_type=args.get("default_pipeline_type")
+        or next(iter(reversed(types)), "1024_cascade"),
     )
 
 

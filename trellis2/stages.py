@@ -18,65 +18,70 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trellis2.dual_grid import extract_mesh
+from trellis2.models.sparse_vae import FlexiDualGridVaeDecoder
 from trellis2.settings import Normalization
 from trellis_core.errors import InputError
 from trellis_core.geometry.types import PBRVoxels, VoxelMesh
 from trellis_core.models.image_encoder import prepare_images
+from trellis_core.nn.transformer import FlowTransformer
 from trellis_core.runtime import Runtime
 from trellis_core.sampling import euler
 from trellis_core.sampling.schedule import SamplerSettings
+from trellis_core.sampling.state import State
 from trellis_core.sparse.tensor import SparseTensor
-
-Latent = Tensor | SparseTensor
 
 
 def encode_picture(
     encoder: nn.Module,
-    pictures: list[Image.Image],    # square RGB, object on black
-    image_size: int,                # pixels
+    pictures: list[Image.Image],  # square RGB, object on black
+    image_size: int,  # pixels
     runtime: Runtime,
-) -> Tensor:                        # float32 [B, M, C]
+) -> Tensor:  # float32 [B, M, C]
     """Picture tokens: all encoder tokens, layer-normed without affine parameters."""
-    return encoder(prepare_images(pictures, image_size).to(runtime.device))
+    tokens: Tensor = encoder(prepare_images(pictures, image_size).to(runtime.device))
+    return tokens
 
 
 def sample_flow(
-    flow: nn.Module,
-    noise: Latent,
-    cond: Tensor,                   # [B, M, C]
+    flow: FlowTransformer,
+    noise: State,
+    cond: Tensor,  # [B, M, C]
     settings: SamplerSettings,
     runtime: Runtime,
     stage: str,
-    **inputs: SparseTensor,         # `concat_cond` of the texture flow
-) -> Latent:
+    **inputs: SparseTensor,  # `concat_cond` of the texture flow
+) -> State:
     """Integrate one flow from noise to a (normalised) latent, reporting every step."""
     context = flow.precompute_context(cond) if runtime.cache_condition else cond
     runtime.report(stage, 0, settings.steps)
     return euler.sample_flow(
-        flow, noise, context, settings,
+        flow,
+        noise,
+        context,
+        settings,
         on_step=lambda step, _: runtime.report(stage, step + 1, settings.steps),
         **inputs,
     )
 
 
 def sample_structure(
-    flow: nn.Module,
+    flow: FlowTransformer,
     decoder: nn.Module,
     cond: Tensor,
-    noise: Tensor,                  # float32 [B, C, r, r, r]
+    noise: Tensor,  # float32 [B, C, r, r, r]
     settings: SamplerSettings,
-    resolution: int,                # R, token grid of the shape flow
+    resolution: int,  # R, token grid of the shape flow
     runtime: Runtime,
-) -> Tensor:                        # int32 [N, 4]  batch, x, y, z, sorted
+) -> Tensor:  # int32 [N, 4]  batch, x, y, z, sorted
     """Sample the coarse occupancy and list the occupied cells."""
     latent = sample_flow(flow, noise, cond, settings, runtime, "structure")
     return occupied_cells(decoder(latent), resolution)
 
 
 def occupied_cells(
-    logits: Tensor,                 # [B, 1, D, D, D]  occupied where > 0
+    logits: Tensor,  # [B, 1, D, D, D]  occupied where > 0
     resolution: int,
-) -> Tensor:                        # int32 [N, 4]
+) -> Tensor:  # int32 [N, 4]
     """Cells of a `resolution` grid that contain an occupied cell of the decoded grid."""
     occupied = logits > 0
     decoded = occupied.shape[-1]
@@ -119,16 +124,16 @@ def _vectors(normalization: Normalization, like: Tensor) -> tuple[Tensor, Tensor
 class CascadeTokens:
     """Token coordinates of the second shape pass, and the voxel grid they allow."""
 
-    coords: Tensor        # int32 [N, 4] sorted
+    coords: Tensor  # int32 [N, 4] sorted
     resolution: int
 
 
 def cascade_tokens(
-    coords: Tensor,                 # int32 [V, 4]  voxels that the draft's decoder would create
-    draft_resolution: int,          # voxel grid of `coords`
-    resolution: int,                # requested voxel grid
+    coords: Tensor,  # int32 [V, 4]  voxels that the draft's decoder would create
+    draft_resolution: int,  # voxel grid of `coords`
+    resolution: int,  # requested voxel grid
     max_tokens: int,
-    factor: int = 16,               # f
+    factor: int = 16,  # f
 ) -> CascadeTokens:
     """Quantise the draft's voxels to the token grid, lowering the resolution until few enough remain.
 
@@ -149,16 +154,16 @@ def cascade_tokens(
 class DecodedVoxels:
     """Both decoders' output on the same voxels."""
 
-    shape: SparseTensor                        # [V, 7] raw shape decoder output
-    attrs: SparseTensor                        # [V, 6] material, about [0, 1]
-    subdivisions: tuple[SparseTensor, ...]     # logits [P, 8] per level, coarse to fine
+    shape: SparseTensor  # [V, 7] raw shape decoder output
+    attrs: SparseTensor  # [V, 6] material, about [0, 1]
+    subdivisions: tuple[SparseTensor, ...]  # logits [P, 8] per level, coarse to fine
 
 
 def decode_latents(
-    shape_decoder: nn.Module,
+    shape_decoder: FlexiDualGridVaeDecoder,
     texture_decoder: nn.Module,
-    shape_latent: SparseTensor,     # raw
-    texture_latent: SparseTensor,   # raw, on the same tokens
+    shape_latent: SparseTensor,  # raw
+    texture_latent: SparseTensor,  # raw, on the same tokens
     runtime: Runtime,
 ) -> DecodedVoxels:
     """Latents -> voxels. The texture decoder follows the shape decoder's subdivisions."""
@@ -172,15 +177,19 @@ def decode_latents(
 
 def decode_texture(
     decoder: nn.Module,
-    latent: SparseTensor,                          # raw
-    subdivisions: Sequence[SparseTensor] = (),     # of the shape decoder; () when the latent remembers its voxels
-) -> SparseTensor:                                 # float32 [V, 6] about [0, 1], not clamped
+    latent: SparseTensor,  # raw
+    subdivisions: Sequence[
+        SparseTensor
+    ] = (),  # of the shape decoder; () when the latent remembers its voxels
+) -> SparseTensor:  # float32 [V, 6] about [0, 1], not clamped
     """Material attributes on the voxels below the latent's tokens."""
     raw, _ = decoder(latent, subdivisions)
     return raw.replace(raw.feats * 0.5 + 0.5)
 
 
-def voxel_meshes(decoded: DecodedVoxels, shape_decoder: nn.Module, resolution: int) -> list[VoxelMesh]:
+def voxel_meshes(
+    decoded: DecodedVoxels, shape_decoder: FlexiDualGridVaeDecoder, resolution: int
+) -> list[VoxelMesh]:
     """One dual-grid mesh with its material voxels per sample."""
     meshes = []
     for sample in range(decoded.shape.batch_size):

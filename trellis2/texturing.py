@@ -9,24 +9,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trellis2.dual_grid import DualGrid, mesh_to_dual_grid
+from trellis_core.errors import InputError
+from trellis_core.geometry.types import Mesh
 from trellis_core.sparse.tensor import SparseTensor
 
 
-def to_unit_cube(
-    vertices: Tensor,    # float [V, 3]  y up, any size
-) -> Tensor:             # like the input, z up, strictly inside [-0.5, 0.5]^3
-    """Centre the bounding box, scale its longest side to 0.99999, turn y up into z up."""
-    low, high = vertices.amin(0), vertices.amax(0)
-    centered = (vertices - (low + high) / 2) * (0.99999 / (high - low).max())
-    return torch.stack([centered[:, 0], -centered[:, 2], centered[:, 1]], dim=1)
+def mesh_voxels(
+    mesh: Mesh,  # inside the unit cube
+    resolution: int,  # R, voxel grid
+) -> DualGrid:
+    """The dual grid of a mesh. Raises `InputError` when it crosses no grid edge."""
+    if len(mesh.faces) == 0:
+        raise InputError("the mesh has no faces", hint="give a mesh with triangles")
+    grid = mesh_to_dual_grid(mesh.vertices, mesh.faces, resolution)
+    if len(grid.coords) == 0:
+        raise InputError("the mesh has no surface to paint", hint="check that its triangles have an area")
+    return grid
 
 
 def encode_shape(
     encoder: nn.Module,
-    coords: Tensor,          # int32 [N, 3]
-    dual_vertices: Tensor,   # float32 [N, 3]  in [0, 1], relative to each voxel's lower corner
-    crossings: Tensor,       # bool [N, 3]
-) -> SparseTensor:           # [T, C] raw shape latent (posterior mean); remembers its voxels
+    coords: Tensor,  # int32 [N, 3]
+    dual_vertices: Tensor,  # float32 [N, 3]  in [0, 1], relative to each voxel's lower corner
+    crossings: Tensor,  # bool [N, 3]
+) -> SparseTensor:  # [T, C] raw shape latent (posterior mean); remembers its voxels
     """Shape latent of one dual grid."""
     rows = torch.cat([torch.zeros_like(coords[:, :1]), coords], dim=1)
     mean, _ = encoder(SparseTensor(dual_vertices.float(), rows, batch_size=1), crossings)

@@ -1,7 +1,7 @@
 """Seconds and peak memory per stage of a run.
 
-    python -m tests.benchmarks.generate                                  # embedded model, this machine's best device
-    python -m tests.benchmarks.generate --networks trellis2-4b --grid 512    # released sizes, random weights
+    python -m tests.benchmarks.generate                                    # embedded model, best device
+    python -m tests.benchmarks.generate --networks trellis2-4b --grid 512  # released sizes, random weights
 
 With `--networks` the released configuration is filled with random weights and run on the tokens of a
 sphere, so that sizes and times are real although the result is not. Warm-up: one step per flow.
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -99,7 +100,7 @@ def measure_run(picture: Path, meter: Meter, runtime: Runtime, model: str) -> No
         marks.append(("write", time.perf_counter()))
         asset.save(Path(folder) / "asset.glb")
         marks.append(("end", time.perf_counter()))
-    for (name, start), (_, end) in zip(marks, marks[1:], strict=False):
+    for (name, start), (_, end) in pairwise(marks):
         meter.rows.append({"stage": f"run/{name}", "seconds": round(end - start, 3)})
         print(f"  {name:10} {end - start:8.2f} s")
 
@@ -125,12 +126,16 @@ def measure_networks(folder: Path, grid: int, meter: Meter, runtime: Runtime) ->
     coords = sphere_tokens(grid // decoder.factor).to(runtime.device)
     print(f"{len(coords):,} tokens")
     flow = network(kind.shape_passes[-1].model)
-    noise = SparseTensor(torch.randn(len(coords), flow.in_channels, device=runtime.device), coords, batch_size=1)
+    noise = SparseTensor(
+        torch.randn(len(coords), flow.in_channels, device=runtime.device), coords, batch_size=1
+    )
     latent = timed_flow(meter, "shape", flow, noise, cond, settings.shape_sampler, runtime)
     del flow
     flow = network(kind.texture_model)
     noise = latent.replace(torch.randn_like(latent.feats))
-    color = timed_flow(meter, "texture", flow, noise, cond, settings.texture_sampler, runtime, concat_cond=latent)
+    color = timed_flow(
+        meter, "texture", flow, noise, cond, settings.texture_sampler, runtime, concat_cond=latent
+    )
     del flow
     texture_decoder = network("tex_slat_decoder")
     with meter.stage("decode"):
@@ -175,9 +180,13 @@ def sphere_tokens(grid: int) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--networks", help="folder name below configs/trellis2: random weights instead of a model")
+    parser.add_argument(
+        "--networks", help="folder name below configs/trellis2: random weights instead of a model"
+    )
     parser.add_argument("--grid", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--picture", type=Path, default=PICTURES[0] if PICTURES else None)
@@ -188,9 +197,13 @@ def main() -> None:
     info = describe_device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     runtime = Runtime(device=device, dtype=dtype, kernels=resolve_kernels(info))
-    machine = {"device": info.name or platform.processor(), "threads": torch.get_num_threads(),
-               "torch": torch.__version__, "python": platform.python_version(),
-               "kernels": dict(runtime.kernels.choices)}
+    machine = {
+        "device": info.name or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": dict(runtime.kernels.choices),
+    }
     print(json.dumps(machine), file=sys.stderr)
     meter = Meter(device)
     with torch.inference_mode():

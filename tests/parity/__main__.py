@@ -74,8 +74,11 @@ def main(arguments: list[str]) -> int:
             measured = f"{check.name} {check.error:.3g} <= {check.limit:.3g} {check.note}" if check else ""
             if check and not check.passed:
                 measured = measured.replace(" <= ", " > ", 1)
-            print(f"{status:8} {path.parent.name}/{path.stem:32} {len(checks):4} checks "
-                  f"{time.perf_counter() - start:6.2f} s  {measured}  {note}".rstrip(), flush=True)
+            print(
+                f"{status:8} {path.parent.name}/{path.stem:32} {len(checks):4} checks "
+                f"{time.perf_counter() - start:6.2f} s  {measured}  {note}".rstrip(),
+                flush=True,
+            )
     print(", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
     return 1 if counts.get("failed") or counts.get("unknown") else 0
 

@@ -23,9 +23,9 @@ class Case:
 
     name: str
     kind: str
-    info: dict[str, Any]            # the sidecar without anything that holds expected values
-    inputs: dict[str, Tensor]       # `in.` stripped
-    weights: dict[str, Tensor]      # `weights.` stripped
+    info: dict[str, Any]  # the sidecar without anything that holds expected values
+    inputs: dict[str, Tensor]  # `in.` stripped
+    weights: dict[str, Tensor]  # `weights.` stripped
 
     @property
     def config(self) -> Any:
@@ -38,7 +38,7 @@ class Case:
     def weights_of(self, module: str) -> dict[str, Tensor]:
         """State dict of one module when a case has several (`weights.<module>.<key>`)."""
         prefix = module + "."
-        return {k[len(prefix):]: v for k, v in self.weights.items() if k.startswith(prefix)}
+        return {k[len(prefix) :]: v for k, v in self.weights.items() if k.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.limit    # NaN never passes
+        return self.error <= self.limit  # NaN never passes
 
 
 Runner = Callable[[Case], dict[str, Tensor]]
@@ -72,7 +72,7 @@ def read_case(path: Path) -> Case:
     info = json.loads(path.read_text())
     inputs, weights = {}, {}
     with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118
             if key.startswith("in."):
                 inputs[key[3:]] = file.get_tensor(key)
             elif key.startswith("weights."):
@@ -82,7 +82,7 @@ def read_case(path: Path) -> Case:
 
 def read_expected(path: Path) -> dict[str, Tensor]:
     with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
-        return {key[4:]: file.get_tensor(key) for key in file.keys() if key.startswith("out.")}
+        return {key[4:]: file.get_tensor(key) for key in file.keys() if key.startswith("out.")}  # noqa: SIM118
 
 
 def compare_by_tolerance(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:

@@ -15,6 +15,7 @@ from trellis2 import stages
 from trellis2.pipeline import provenance
 from trellis_core.errors import Cancelled, InputError, ModelError, UsageError
 from trellis_core.geometry.asset import ExportSettings
+from trellis_core.geometry.types import Mesh
 from trellis_core.runtime import Runtime
 from trellis_core.weights.bundle import Bundle
 
@@ -84,14 +85,14 @@ def test_a_run_gives_an_asset_that_can_be_saved(pipeline, picture, tmp_path):
     assert all(step.step <= step.steps for step in steps)
 
 
-def test_every_stage_can_be_cancelled(pipeline, picture):
-    for stage in ("picture", "condition", "structure", "shape", "texture"):
-        seen = []
-        with pytest.raises(Cancelled, match="stopped"):
-            pipeline.sample(
-                picture, on_progress=lambda step: seen.append(step.stage), cancel=lambda: stage in seen, **FAST
-            )
-        assert seen[-1] == stage
+@pytest.mark.parametrize("stage", ["picture", "condition", "structure", "shape", "texture"])
+def test_every_stage_can_be_cancelled(pipeline, picture, stage):
+    seen = []
+    with pytest.raises(Cancelled, match="stopped"):
+        pipeline.sample(
+            picture, on_progress=lambda step: seen.append(step.stage), cancel=lambda: stage in seen, **FAST
+        )
+    assert seen[-1] == stage
 
 
 def test_a_bundle_decodes_the_same_after_saving(pipeline, bundle, tmp_path):
@@ -151,3 +152,22 @@ def test_a_cascade_lowers_its_resolution_in_steps_until_the_tokens_fit():
     fewer = stages.cascade_tokens(line, 512, 1536, 90)
     assert (fewer.resolution, len(fewer.coords)) == (1408, 88)
     assert stages.cascade_tokens(line, 512, 1536, 1).resolution == 1024
+
+
+def test_a_mesh_is_painted_and_keeps_its_shape(pipeline, picture, tmp_path):
+    corners = torch.tensor([[x, y, z] for x in (0, 2) for y in (0, 3) for z in (0, 4)], dtype=torch.float32)
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = torch.tensor([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))], dtype=torch.int32)
+    asset = pipeline.texture(
+        Mesh(corners, faces), picture, texture=FEW, export=ExportSettings(texture_size=64)
+    )
+    extent = asset.mesh.vertices.amax(0) - asset.mesh.vertices.amin(0)
+    assert torch.allclose(extent, torch.tensor([0.5, 0.75, 1.0]), atol=1e-3)
+    assert len(asset.mesh.faces) == 12
+    assert asset.save(tmp_path / "box.glb").stat().st_size > 0
+
+
+def test_a_mesh_without_faces_is_refused(pipeline, picture):
+    empty = Mesh(torch.zeros(3, 3), torch.zeros(0, 3, dtype=torch.int32))
+    with pytest.raises(InputError, match="no faces"):
+        pipeline.texture(empty, picture)

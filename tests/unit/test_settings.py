@@ -38,8 +38,18 @@ def test_the_released_texturing_file_is_understood():
     [
         ("512", 32, [("shape_slat_flow_model_512", 512)], 512),
         ("1024", 64, [("shape_slat_flow_model_1024", 1024)], 1024),
-        ("1024_cascade", 32, [("shape_slat_flow_model_512", 512), ("shape_slat_flow_model_1024", 1024)], 1024),
-        ("1536_cascade", 32, [("shape_slat_flow_model_512", 512), ("shape_slat_flow_model_1024", 1024)], 1536),
+        (
+            "1024_cascade",
+            32,
+            [("shape_slat_flow_model_512", 512), ("shape_slat_flow_model_1024", 1024)],
+            1024,
+        ),
+        (
+            "1536_cascade",
+            32,
+            [("shape_slat_flow_model_512", 512), ("shape_slat_flow_model_1024", 1024)],
+            1536,
+        ),
     ],
 )
 def test_pipeline_types_combine_the_released_flows(name, structure, passes, resolution):
@@ -82,7 +92,7 @@ def test_an_unknown_pipeline_type_names_the_known_ones():
 def test_damaged_files_are_model_errors(tmp_path, damage):
     path = tmp_path / "pipeline.json"
     path.write_text(damage((RELEASED / "pipeline.json").read_text()))
-    with pytest.raises(ModelError, match="pipeline.json"):
+    with pytest.raises(ModelError, match=r"pipeline\.json"):
         read_settings(path)
 
 

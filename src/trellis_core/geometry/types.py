@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trellis_core.errors import OutputError
 
-BASE_COLOR = slice(0, 3)     # columns of PBRVoxels.attrs
+BASE_COLOR = slice(0, 3)  # columns of PBRVoxels.attrs
 METALLIC = slice(3, 4)
 ROUGHNESS = slice(4, 5)
 ALPHA = slice(5, 6)
@@ -26,23 +26,24 @@ ALPHA = slice(5, 6)
 class Mesh:
     """Triangles, optionally with texture coordinates and vertex normals."""
 
-    vertices: Tensor                 # float32 [V, 3]
-    faces: Tensor                    # int32 [F, 3], counter-clockwise seen from outside
-    uvs: Tensor | None = None        # float32 [V, 2], origin top left (row 0 of the image is v = 0), as glTF
-    normals: Tensor | None = None    # float32 [V, 3], unit
+    vertices: Tensor  # float32 [V, 3]
+    faces: Tensor  # int32 [F, 3], counter-clockwise seen from outside
+    uvs: Tensor | None = None  # float32 [V, 2], origin top left (row 0 of the image is v = 0), as glTF
+    normals: Tensor | None = None  # float32 [V, 3], unit
 
     def to(self, device: torch.device | str) -> Mesh:
-        return Mesh(*(None if t is None else t.to(device)
-                      for t in (self.vertices, self.faces, self.uvs, self.normals)))  # type: ignore[arg-type]
+        uvs = None if self.uvs is None else self.uvs.to(device)
+        normals = None if self.normals is None else self.normals.to(device)
+        return Mesh(self.vertices.to(device), self.faces.to(device), uvs, normals)
 
 
 @dataclass(frozen=True, slots=True)
 class PBRVoxels:
     """Surface material as a sparse voxel grid over the unit cube."""
 
-    coords: Tensor                   # int32 [N, 3]    x, y, z
-    attrs: Tensor                    # float32 [N, 6]  base color 0:3 (sRGB-coded), metallic, roughness, alpha; about [0, 1]
-    resolution: int                  # R
+    coords: Tensor  # int32 [N, 3]    x, y, z
+    attrs: Tensor  # float32 [N, 6]  base color 0:3 (sRGB-coded), metallic, roughness, alpha; about [0, 1]
+    resolution: int  # R
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ class VoxelMesh:
 class Material:
     """Metallic-roughness material; factors are 1, the images carry everything."""
 
-    base_color: Tensor               # uint8 [S, S, 4]  sRGB + alpha, row 0 is v = 0
-    metallic_roughness: Tensor       # uint8 [S, S, 3]  glTF channels (occlusion or 0, roughness, metallic), linear
-    alpha_mode: str = "OPAQUE"       # OPAQUE, MASK or BLEND
+    base_color: Tensor  # uint8 [S, S, 4]  sRGB + alpha, row 0 is v = 0
+    metallic_roughness: Tensor  # uint8 [S, S, 3]  glTF channels (occlusion or 0, roughness, metallic), linear
+    alpha_mode: str = "OPAQUE"  # OPAQUE, MASK or BLEND
     alpha_cutoff: float = 0.5
     double_sided: bool = False
 
@@ -69,7 +70,7 @@ class QualityReport:
     """Measured facts about a mesh, and the sentences they amount to."""
 
     metrics: Mapping[str, float | int | bool]
-    problems: tuple[str, ...] = ()   # one sentence each; empty when the gate is passed
+    problems: tuple[str, ...] = ()  # one sentence each; empty when the gate is passed
     passed: bool = True
 
 
@@ -77,10 +78,10 @@ class QualityReport:
 class Asset:
     """A finished, textured mesh. `save` picks the writer by file suffix."""
 
-    mesh: Mesh                                      # with uvs and normals
+    mesh: Mesh  # with uvs and normals
     material: Material
     quality: QualityReport
-    extras: Mapping[str, Any] = field(default_factory=dict)   # provenance, JSON-serialisable
+    extras: Mapping[str, Any] = field(default_factory=dict)  # provenance, JSON-serialisable
     writers: Mapping[str, Callable[[Asset, Path], None]] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | Path) -> Path:
@@ -88,6 +89,8 @@ class Asset:
         writer = self.writers.get(path.suffix.lower())
         if writer is None:
             known = ", ".join(sorted(self.writers))
-            raise OutputError(f"cannot write `{path.name}`: no writer for `{path.suffix}`", hint=f"use one of: {known}")
+            raise OutputError(
+                f"cannot write `{path.name}`: no writer for `{path.suffix}`", hint=f"use one of: {known}"
+            )
         writer(self, path)
         return path

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from tests.parity.case import Case, Kind
 from trellis2 import stages
+from trellis2.dual_grid import normalize_mesh
 from trellis2.models import MODELS
 from trellis2.settings import RELEASED_TYPES, Normalization, sampler_settings
-from trellis2.texturing import encode_shape, to_unit_cube
+from trellis2.texturing import encode_shape
 from trellis_core.image.preprocess import preprocess_picture
+from trellis_core.io.gltf import from_y_up
 from trellis_core.runtime import Runtime
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.weights.load import network_arguments
@@ -27,7 +29,9 @@ def run_cascade(case: Case) -> dict[str, Tensor]:
     for name, run in case.config["runs"].items():
         tokens = stages.cascade_tokens(
             case.inputs[run["hr_coords"].removeprefix("in.")],
-            run["lr_resolution"], run["resolution"], run["max_num_tokens"],
+            run["lr_resolution"],
+            run["resolution"],
+            run["max_num_tokens"],
         )
         out[f"{name}_coords"] = tokens.coords
         out[f"{name}_resolution"] = torch.tensor(tokens.resolution)
@@ -48,11 +52,17 @@ def run_pipeline(case: Case) -> dict[str, Tensor]:
         out[f"cond_{size}"] = cond
         out[f"cond_{size}_head"] = cond[:, :64]
 
-    samplers = {name: sampler(config, f"{name}_sampler_params")
-                for name in ("sparse_structure", "shape_slat", "tex_slat")}
+    samplers = {
+        name: sampler(config, f"{name}_sampler_params")
+        for name in ("sparse_structure", "shape_slat", "tex_slat")
+    }
     z_s = stages.sample_flow(
-        networks["sparse_structure_flow_model"], case.inputs["noise_sparse_structure"],
-        conds[kind.structure_image_size], samplers["sparse_structure"], RUNTIME, "structure",
+        networks["sparse_structure_flow_model"],
+        case.inputs["noise_sparse_structure"],
+        conds[kind.structure_image_size],
+        samplers["sparse_structure"],
+        RUNTIME,
+        "structure",
     )
     coords = stages.occupied_cells(networks["sparse_structure_decoder"](z_s), kind.structure_resolution)
     out |= {"z_s": z_s, "coords_after_structure": coords}
@@ -60,29 +70,40 @@ def run_pipeline(case: Case) -> dict[str, Tensor]:
     shape_stats = Normalization(**config["shape_slat_normalization"])
     cascade = len(kind.shape_passes) > 1
     decoder = networks["shape_slat_decoder"]
-    resolution = kind.resolution
+    resolution, latent = kind.resolution, None
     for index, part in enumerate(kind.shape_passes):
         label = ("lr", "hr")[index] if cascade else ""
         if index:
             hr_coords = decoder.upsample(latent, decoder.levels)
             tokens = stages.cascade_tokens(
-                hr_coords, kind.shape_passes[0].resolution, part.resolution,
-                config["max_num_tokens"], decoder.factor,
+                hr_coords,
+                kind.shape_passes[0].resolution,
+                part.resolution,
+                config["max_num_tokens"],
+                decoder.factor,
             )
             coords, resolution = tokens.coords, tokens.resolution
             out["hr_coords"] = hr_coords
         noise = case.inputs[f"noise_shape_{label}" if label else "noise_shape"]
         normalised = stages.sample_flow(
-            networks[part.model], SparseTensor(noise, coords, batch_size=1),
-            conds[part.image_size], samplers["shape_slat"], RUNTIME, "shape",
+            networks[part.model],
+            SparseTensor(noise, coords, batch_size=1),
+            conds[part.image_size],
+            samplers["shape_slat"],
+            RUNTIME,
+            "shape",
         )
         put_sparse(out, f"shape_{label}_normalised" if label else "shape_normalised", normalised)
         latent = stages.denormalize(normalised, shape_stats)
     put_sparse(out, "shape_slat", latent)
 
     color = stages.sample_flow(
-        networks[kind.texture_model], latent.replace(case.inputs["noise_tex"]),
-        conds[kind.texture_image_size], samplers["tex_slat"], RUNTIME, "texture",
+        networks[kind.texture_model],
+        latent.replace(case.inputs["noise_tex"]),
+        conds[kind.texture_image_size],
+        samplers["tex_slat"],
+        RUNTIME,
+        "texture",
         concat_cond=stages.normalize(latent, shape_stats),
     )
     color = stages.denormalize(color, Normalization(**config["tex_slat_normalization"]))
@@ -114,18 +135,24 @@ def run_texturing(case: Case) -> dict[str, Tensor]:
     cond = stages.encode_picture(networks[ENCODER], [picture], size, RUNTIME)
     voxels = case.inputs["voxel_indices"]
     latent = encode_shape(
-        networks["shape_slat_encoder"], voxels, case.inputs["dual_vertices"] * resolution - voxels,
+        networks["shape_slat_encoder"],
+        voxels,
+        case.inputs["dual_vertices"] * resolution - voxels,
         case.inputs["intersected"],
     )
     color = stages.sample_flow(
-        networks[f"tex_slat_flow_model_{size}"], latent.replace(case.inputs["noise_tex"]), cond,
-        sampler(config, "tex_slat_sampler_params"), RUNTIME, "texture",
+        networks[f"tex_slat_flow_model_{size}"],
+        latent.replace(case.inputs["noise_tex"]),
+        cond,
+        sampler(config, "tex_slat_sampler_params"),
+        RUNTIME,
+        "texture",
         concat_cond=stages.normalize(latent, Normalization(**config["shape_slat_normalization"])),
     )
     color = stages.denormalize(color, Normalization(**config["tex_slat_normalization"]))
     out = {
         "preprocessed": to_pixels(picture),
-        "preprocessed_vertices": to_unit_cube(case.inputs["mesh_vertices"]),
+        "preprocessed_vertices": from_y_up(normalize_mesh(case.inputs["mesh_vertices"])),
     }
     put_sparse(out, "shape_slat", latent)
     put_sparse(out, "tex_slat", color)
@@ -146,11 +173,13 @@ def build_networks(case: Case) -> dict[str, nn.Module]:
 
 
 def sampler(config: dict[str, Any], name: str) -> Any:
-    return sampler_settings({
-        "name": "FlowEulerGuidanceIntervalSampler",
-        "args": {"sigma_min": config["sigma_min"]},
-        "params": config[name],
-    })
+    return sampler_settings(
+        {
+            "name": "FlowEulerGuidanceIntervalSampler",
+            "args": {"sigma_min": config["sigma_min"]},
+            "params": config[name],
+        }
+    )
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
