@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 REPOSITORY = "microsoft/TRELLIS.2-4B"
-STRUCTURE_REPOSITORY = "microsoft/TRELLIS-image-large"    # the structure VAE is shared with TRELLIS v1
+STRUCTURE_REPOSITORY = "microsoft/TRELLIS-image-large"  # the structure VAE is shared with TRELLIS v1
 IMAGE_ENCODER = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 
 # DINOv3 ViT-L/16 as published (its config.json in the hub repository says the same).
@@ -28,7 +28,7 @@ DINOV3_VITL16 = {
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     repository: str
-    bytes: int            # size of the safetensors file
+    bytes: int  # size of the safetensors file
     licence: str = "MIT"
     gated: bool = False
 

@@ -22,7 +22,7 @@ class Step:
     note: str = ""
 
 
-Progress = Callable[[Step], None]   # may raise Cancelled
+Progress = Callable[[Step], None]  # may raise Cancelled
 
 
 def silent(step: Step) -> None:
@@ -44,10 +44,10 @@ def cancellable(on_progress: Progress | None, cancel: Callable[[], bool] | None)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32          # of the networks' torsos
+    dtype: torch.dtype = torch.float32  # of the networks' torsos
     kernels: Kernels = field(default_factory=Kernels)
-    keep_resident: bool = True                  # False: a network is on the device only while it runs
-    cache_condition: bool = True                # keep the conditioning keys and values of a stage
+    keep_resident: bool = True  # False: a network is on the device only while it runs
+    cache_condition: bool = True  # keep the conditioning keys and values of a stage
     progress: Progress = silent
 
     def report(self, stage: str, step: int, steps: int, note: str = "") -> None:

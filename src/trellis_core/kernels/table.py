@@ -19,10 +19,10 @@ class Backend:
     """One implementation of an operation. Nothing is imported before it is chosen."""
 
     name: str
-    module: str                                    # module under trellis_core.kernels
+    module: str  # module under trellis_core.kernels
     function: str
-    probe: Callable[[DeviceInfo], str | None]      # None when it can run, else the reason it cannot
-    hint: str = ""                                 # how to make it available
+    probe: Callable[[DeviceInfo], str | None]  # None when it can run, else the reason it cannot
+    hint: str = ""  # how to make it available
 
     def load(self) -> Callable[..., object]:
         return getattr(import_module(f"trellis_core.kernels.{self.module}"), self.function)  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ class Kernels:
     """The chosen backend of every operation; the default is the torch reference everywhere."""
 
     choices: Mapping[str, str] = field(default_factory=dict)
-    reasons: Mapping[str, str] = field(default_factory=dict)   # op -> why this backend, for `doctor`
+    reasons: Mapping[str, str] = field(default_factory=dict)  # op -> why this backend, for `doctor`
 
     def __getitem__(self, op: str) -> Callable[..., object]:
         from trellis_core.kernels.ops import OPS
@@ -77,7 +77,9 @@ def resolve_kernels(device: DeviceInfo, requested: Mapping[str, str] | None = No
             backend = find_backend(OPS, op, name)
             problem = backend.probe(device)
             if problem is not None:
-                raise BackendUnavailable(f"{op} backend `{name}` cannot run here: {problem}", hint=backend.hint)
+                raise BackendUnavailable(
+                    f"{op} backend `{name}` cannot run here: {problem}", hint=backend.hint
+                )
             choices[op], reasons[op] = name, "asked for"
             continue
         refused: list[str] = []
