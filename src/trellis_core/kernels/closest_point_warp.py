@@ -67,7 +67,7 @@ def closest_point_warp(
 
 
 @wp.kernel
-def find_closest(  # noqa: PLR0917
+def find_closest(
     mesh: wp.uint64,
     points: wp.array(dtype=wp.vec3),
     max_distance: wp.float32,

@@ -129,7 +129,7 @@ def fill_model(model: nn.Module, path: Path, *, device: torch.device | str = "cp
     except (SafetensorError, OSError) as error:
         raise ModelError(f"weights `{path}` are damaged: {error}", hint=_hint_pull()) from error
     model.load_state_dict(stored, strict=False, assign=True)
-    if hasattr(model, "reset_buffers"):    # tables that are computed, not stored
+    if hasattr(model, "reset_buffers"):  # tables that are computed, not stored
         model.reset_buffers(torch.device(device))  # type: ignore[operator]
 
 
