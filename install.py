@@ -2,7 +2,7 @@
 """Set this repository up: `.venv`, the torch build that fits this machine, the project itself.
 
     python install.py                    what `trellis` needs
-    python install.py --extras dev       what the tests need as well
+    python install.py --extras dev,image what the tests need as well
     python install.py --with xformers    an optional kernel package
     python install.py --dry-run          say what would be done
 
@@ -490,7 +490,7 @@ def say(text: str) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Set this repository up in a virtual environment.")
     parser.add_argument(
-        "--extras", default="", help="comma-separated extras of pyproject.toml, such as image,dev"
+        "--extras", default="image", help="comma-separated extras of pyproject.toml [default: image]"
     )
     parser.add_argument(
         "--with",
