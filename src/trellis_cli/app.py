@@ -6,6 +6,7 @@ The only place that knows exit codes. Nothing here imports torch.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -159,6 +160,8 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `trellis` with `arguments` (default: those of the process); returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # torch's threads would spin while they wait; on a machine with other work that is five times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names may hold bytes that are no text
     console = console_for(arguments)
