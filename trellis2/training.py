@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trellis2.models import MODELS
+from trellis2.models.sparse_blocks import SparseResBlock, SparseResBlockS2C3d
 from trellis2.release import ReleaseFacts, TrainedNetwork, write_release
 from trellis_core.models.image_encoder import prepare_images
 from trellis_core.sparse.tensor import SparseTensor
@@ -316,22 +317,75 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     settings = shop.settings("texture_vae")
     names = ("tex_slat_encoder", "tex_slat_decoder")
     model = nn.ModuleDict({name: shop.build(name) for name in names})
+    start_precise(model["tex_slat_encoder"])
+    start_pooling(model)
 
     def objective(step: int) -> Mapping[str, Tensor]:
-        voxels = shop.voxel_batch(shop.choose(settings["batch_size"]))
-        mean, logvar = model["tex_slat_encoder"](voxels.attrs)
+        attrs = repainted(shop.voxel_batch(shop.choose(settings["batch_size"])).attrs, shop.generator)
+        mean, logvar = model["tex_slat_encoder"](attrs)
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
-        error = (model["tex_slat_decoder"](latent)[0].feats - voxels.attrs.feats).abs()
+        error = model["tex_slat_decoder"](latent)[0].feats - attrs.feats
         kl = kl_divergence(mean.feats, logvar.feats)
-        return {
-            "loss": error.mean() + settings["kl"] * kl,
-            "color": error[:, :3].mean(),
-            "rest": error[:, 3:5].mean(),
+        losses = {
+            # squares first: while colors are far off, their gradient tells far from near, that of L1 does not
+            "loss": error.square().mean() + settings["l1"] * error.abs().mean() + settings["kl"] * kl,
+            "color": error[:, :3].abs().mean(),
+            "rest": error[:, 3:5].abs().mean(),
             "kl": kl,
             "std": mean.feats.detach().std(),
         }
+        return losses
 
     return model, objective
+
+
+def repainted(attrs: SparseTensor, generator: torch.Generator, planes: int = 3) -> SparseTensor:
+    """Give half of the regions between random planes a random opaque material.
+
+    A few objects show a few materials only; an autoencoder of colors learns from many.
+    """
+    count, regions = attrs.batch_size, 2**planes
+    normals = torch.randn(count, planes, 3, generator=generator)
+    places = attrs.coords[:, 1:].float()
+    middle = places.mean(dim=0) + 8 * torch.randn(count, planes, 3, generator=generator)
+    offsets = (normals * middle).sum(dim=-1)
+    sides = (attrs.broadcast(normals) @ places[:, :, None]).squeeze(-1) > attrs.broadcast(offsets)
+    region = (sides * 2 ** torch.arange(planes)).sum(dim=1) + regions * attrs.coords[:, 0]
+    paint = 2 * torch.rand(count * regions, attrs.feats.shape[1], generator=generator) - 1
+    paint[:, 5] = 1
+    chosen = torch.rand(count * regions, 1, generator=generator) < 0.5
+    return attrs.replace(torch.where(chosen[region], paint[region], attrs.feats))
+
+
+def start_pooling(model: nn.Module, gain: float = 1.6) -> None:
+    """Start as an autoencoder of mean colors: encoders average children, decoders copy to them.
+
+    The released start (silent residual branches) leaves one linear function of the color alive, because skips
+    average neighbouring channels; each further one is then learned across two silent convolutions.
+    """
+    with torch.no_grad():
+        for block in model.modules():
+            if not isinstance(block, SparseResBlock):
+                continue
+            for conv in (block.conv1, block.conv2):
+                nn.init.zeros_(conv.weight)
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            first, second = block.conv1.weight[:, 1, 1, 1], block.conv2.weight[:, 1, 1, 1]
+            if isinstance(block, SparseResBlockS2C3d):
+                nn.init.normal_(first, std=gain * first.shape[1] ** -0.5)
+                share = second.shape[1] // 8
+                second.copy_((torch.randn(len(second), share) * gain * share**-0.5 / 4).repeat(1, 8))
+            else:
+                share = len(first) // 8
+                first.copy_((torch.randn(share, first.shape[1]) * gain * first.shape[1] ** -0.5).repeat(8, 1))
+                nn.init.normal_(second, std=gain * second.shape[1] ** -0.5)
+
+
+def start_precise(encoder: nn.Module, logvar: float = -4.0) -> None:
+    """Let the posterior start narrow: under noise of unit size a decoder learns to ignore faint channels."""
+    bias = encoder.to_latent.bias  # type: ignore[union-attr]
+    with torch.no_grad():
+        bias.chunk(2)[1].fill_(logvar)  # type: ignore[operator]
 
 
 def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
