@@ -201,8 +201,16 @@ class Pipeline:
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
         with torch.inference_mode(), memory_errors("export"):
             return build_asset(
-                shape, settings or ExportSettings(), runtime=runtime, extras=extras or {}, writers=WRITERS
+                shape,
+                settings or self.export_settings(),
+                runtime=runtime,
+                extras=extras or {},
+                writers=WRITERS,
             )
+
+    def export_settings(self, **changes: Any) -> ExportSettings:
+        """Export settings that suit this model's shapes, with `changes`."""
+        return ExportSettings(**{**self.settings.export, **changes})
 
     def texture(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ class ReleaseFacts:
     samplers: Mapping[str, Mapping[str, Any]]  # structure, shape, texture -> released `params`
     shape_normalization: tuple[Tensor, Tensor]  # mean, std, each float32 [C]
     texture_normalization: tuple[Tensor, Tensor]
+    export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
 
 
 def write_release(folder: Path, networks: Mapping[str, TrainedNetwork], facts: ReleaseFacts) -> None:
-    """Write every network in float16 and the two pipeline files; encoders are ordinary entries of `ckpts/`."""
+    """Write every network in float16 and the pipeline files; encoders are ordinary entries of `ckpts/`."""
     ckpts = folder / "ckpts"
     ckpts.mkdir(parents=True, exist_ok=True)
     for name, trained in networks.items():
@@ -75,6 +76,7 @@ def _image_args(facts: ReleaseFacts) -> dict[str, Any]:
             }
         },
         "default_pipeline_type": str(facts.resolution),
+        "export": dict(facts.export),
     }
 
 

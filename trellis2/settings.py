@@ -91,6 +91,7 @@ class PipelineSettings:
     image_encoder: str  # path or hub repository of the picture encoder
     pipeline_types: Mapping[str, PipelineType] = field(default_factory=lambda: dict(RELEASED_TYPES))
     default_pipeline_type: str = "1024_cascade"
+    export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
 
     def pipeline_type(self, name: str | None) -> PipelineType:
         """The named type, or the default one; `UsageError` names what there is."""
@@ -150,6 +151,7 @@ def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
         texture_normalization=_normalization(args["tex_slat_normalization"]),
         image_encoder=encoder.get("model_name") or encoder["model"],
         pipeline_types=types,
+        export=dict(args.get("export", {})),
         default_pipeline_type=args.get("default_pipeline_type")
         or next(iter(reversed(types)), "1024_cascade"),
     )

@@ -504,6 +504,7 @@ def release(shop: Workshop, folder: Path) -> None:
     }
     shape, texture = shop.latents("shape"), shop.latents("texture")
     facts = ReleaseFacts(
+        export=shop.recipe.get("export", {}),
         resolution=shop.recipe["resolution"],
         token_resolution=shop.recipe["token_resolution"],
         image_size=shop.recipe["image_size"],

@@ -75,13 +75,13 @@ class Order:
             files.check_output(path, (path.suffix,), force=self.force)
         return replace(self, paths=tuple(paths), previews=tuple(previews))
 
-    def settings(self) -> ExportSettings:
-        """The preset with the options that were given on top of it."""
+    def settings(self, suited: Mapping[str, Any] | None = None) -> ExportSettings:
+        """What suits the model, the preset on top of it, and the options that were given on top of that."""
         from trellis_core.geometry.asset import ExportSettings
 
         given = {"faces": self.faces, "texture_size": self.texture}
         given = {name: value for name, value in given.items() if value is not None}
-        return ExportSettings(**{**preset_settings(self.preset), **given})
+        return ExportSettings(**{**(suited or {}), **preset_settings(self.preset), **given})
 
 
 def preset_settings(name: str | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def deliver(
     progress: Stages,
 ) -> None:
     """Export and write one asset per shape; each is on disk before the next one starts."""
-    settings = order.settings()
+    settings = order.settings(engine.settings.export)
     for index, shape in enumerate(shapes):
         asset = engine.export(
             shape,
