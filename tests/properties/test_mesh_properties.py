@@ -19,7 +19,9 @@ from trellis_core.geometry.connectivity import (
     boundary_loops,
     connected_components,
     edges_of,
+    first_of_each,
     partner_sides,
+    row_keys,
     simple_loops,
 )
 from trellis_core.geometry.holes import triangulate_loops
@@ -49,6 +51,18 @@ def test_every_side_lies_on_the_edge_that_names_its_ends(faces):
     assert torch.equal(edges.vertices[edges.of_side], ends)
     assert int(edges.face_count.sum()) == 3 * len(faces)
     assert torch.equal(torch.unique(edges.vertices, dim=0), edges.vertices)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 1, -1, 7, 2**31, -(2**40), 2**50]), min_size=3, max_size=3), max_size=30
+    )
+)
+def test_two_rows_have_the_same_key_exactly_when_they_are_equal(rows):
+    keys = row_keys(torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)).tolist()
+    assert all((keys[i] == keys[j]) == (rows[i] == rows[j]) for i in range(len(rows)) for j in range(i))
+    first = first_of_each(torch.tensor(keys, dtype=torch.int64)).tolist()
+    assert first == [row not in rows[:i] for i, row in enumerate(rows)]
 
 
 @given(faces_strategy)

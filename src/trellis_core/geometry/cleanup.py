@@ -17,14 +17,17 @@ from trellis_core.geometry.connectivity import (
     corner_classes,
     edges_of,
     face_components,
+    first_of_each,
     number_labels,
     partner_sides,
+    row_keys,
     side_ends,
 )
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh
 
 DEGENERATE_AREA = 1e-12  # in the unit cube
+FARTHEST = 2.0**50  # cells from the origin; keeps integers exact
 
 
 def keep_faces(mesh: Mesh, keep: Tensor) -> Mesh:
@@ -48,10 +51,9 @@ def weld_vertices(mesh: Mesh, tolerance: float) -> Mesh:
     """Merge vertices in the same cell of a grid of `tolerance`, or of that grid shifted by half a cell."""
     pairs = []
     for shift in (0.0, 0.5):
-        cells = torch.floor(mesh.vertices.double() / tolerance + shift).long()
-        _, cell = torch.unique(cells, dim=0, return_inverse=True)
-        order = torch.argsort(cell, stable=True)
-        same = cell[order][1:] == cell[order][:-1]
+        cells = torch.floor(mesh.vertices.double() / tolerance + shift).clamp(-FARTHEST, FARTHEST)
+        cell, order = torch.sort(row_keys(cells), stable=True)
+        same = cell[1:] == cell[:-1]
         pairs.append(torch.stack([order[:-1][same], order[1:][same]], dim=1))
     return merge_vertices(mesh, connected_components(torch.cat(pairs), len(mesh.vertices)))
 
@@ -60,11 +62,9 @@ def not_duplicate(faces: Tensor) -> Tensor:
     """True for the first face of every vertex set, bool [F]."""
     if len(faces) == 0:
         return torch.zeros(0, dtype=torch.bool, device=faces.device)
-    _, inverse = torch.unique(faces.long().sort(dim=1).values, dim=0, return_inverse=True)
-    index = torch.arange(len(faces), device=faces.device)
-    first = torch.full((int(inverse.max()) + 1,), len(faces), device=faces.device)
-    first = first.scatter_reduce(0, inverse, index, "amin")
-    return first[inverse] == index
+    low, high = torch.aminmax(faces, dim=1)
+    middle = faces.sum(1) - low - high
+    return first_of_each(row_keys(torch.stack([low, middle, high], dim=1)))
 
 
 def not_degenerate(mesh: Mesh, absolute: float = DEGENERATE_AREA, relative: float = torch.inf) -> Tensor:
@@ -80,16 +80,19 @@ def not_degenerate(mesh: Mesh, absolute: float = DEGENERATE_AREA, relative: floa
 def remove_broken_faces(mesh: Mesh) -> Mesh:
     """Drop faces with non-finite corners, without area, and repeated faces."""
     finite = torch.isfinite(mesh.vertices).all(1)[mesh.faces.long()].all(1)
-    mesh = keep_faces(mesh, finite)
-    mesh = keep_faces(mesh, not_degenerate(mesh))
-    return keep_faces(mesh, not_duplicate(mesh.faces))
+    faces = mesh.faces[finite & not_degenerate(mesh)]
+    return drop_unused_vertices(replace(mesh, faces=faces[not_duplicate(faces)]))
 
 
 def remove_repeated_faces(mesh: Mesh) -> Mesh:
     """Drop faces whose corners lie exactly where those of an earlier face lie."""
-    _, place = torch.unique(mesh.vertices, dim=0, return_inverse=True)
-    keep = not_duplicate(place[mesh.faces.long()])
+    keep = not_duplicate(number_places(mesh.vertices)[mesh.faces.long()])
     return mesh if bool(keep.all()) else keep_faces(mesh, keep)
+
+
+def number_places(points: Tensor) -> Tensor:
+    """Number of each point, int64 [N]: float32 points [N, K] at exactly the same place share one."""
+    return number_labels(row_keys((points + 0.0).view(torch.int32)))[0]  # + 0.0 turns -0 into 0
 
 
 def component_sizes(mesh: Mesh, component: Tensor) -> tuple[Tensor, Tensor]:

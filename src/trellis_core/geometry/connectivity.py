@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LARGEST_KEY = 1 << 62
+
 
 @dataclass(frozen=True, slots=True)
 class Edges:
@@ -77,6 +79,35 @@ def connected_components(
             if torch.equal(jumped, labels):
                 break
             labels = jumped
+
+
+def row_keys(
+    rows: Tensor,  # int [N, K]
+) -> Tensor:  # int64 [N]
+    """One number per row, equal exactly where rows are equal."""
+    rows = rows.long()
+    key, size = torch.zeros_like(rows[:, 0]), 1
+    if len(rows) == 0:
+        return key
+    for column in rows.unbind(1):
+        low, high = (int(x) for x in torch.aminmax(column))
+        digit, base = column - low, high - low + 1
+        if size * base > LARGEST_KEY:
+            key, size = number_labels(key)
+        if size * base > LARGEST_KEY:
+            digit, base = number_labels(column)
+        key, size = key * base + digit, size * base
+    return key
+
+
+def first_of_each(
+    keys: Tensor,  # int64 [N]
+) -> Tensor:  # bool [N]
+    """True for the first of equal keys."""
+    ordered, order = torch.sort(keys, stable=True)
+    first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+    first[order[1:][ordered[1:] == ordered[:-1]]] = False
+    return first
 
 
 def number_labels(labels: Tensor) -> tuple[Tensor, int]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_core.geometry.cleanup import keep_faces
@@ -20,7 +22,7 @@ from trellis_core.geometry.connectivity import (
     partner_sides,
     side_ends,
 )
-from trellis_core.geometry.triangles import face_areas, face_normals
+from trellis_core.geometry.triangles import face_areas, face_centers, face_normals
 from trellis_core.geometry.types import Mesh
 
 MAX_FLOOD_SIDE = 256  # cells; finer grids are flooded at a coarser, still closed, resolution
@@ -48,31 +50,54 @@ def flood_surroundings(mesh: Mesh, blocked: Tensor, resolution: int) -> Surround
     """Flood the free cells from the border. `blocked` int [N, 3] are opaque voxels; the mesh blocks too."""
     factor = -(-resolution // MAX_FLOOD_SIDE)
     cells = -(-resolution // factor)
-    corners = mesh.vertices[mesh.faces.long()]
-    points = torch.cat([corners.reshape(-1, 3), corners.mean(1)])
-    cell = torch.cat([torch.floor((points + 0.5) * resolution).long(), blocked.long()])
-    cell = cell[((cell >= 0) & (cell < resolution)).all(1)] // factor + 1
     free = torch.ones((cells + 2,) * 3, dtype=torch.bool, device=mesh.vertices.device)
-    free[cell[:, 0], cell[:, 1], cell[:, 2]] = False
+    for points in (mesh.vertices, face_centers(mesh.vertices, mesh.faces)):
+        block(free, torch.floor((points + 0.5) * resolution).int(), resolution, factor)
+    block(free, blocked, resolution, factor)
     return Surroundings(flood(free))
 
 
+def block(free: Tensor, voxels: Tensor, resolution: int, factor: int) -> None:
+    """Mark the cells of int voxels [N, 3] as not free; those outside of the grid are passed over."""
+    cell = voxels[((voxels >= 0) & (voxels < resolution)).all(1)].long() // factor + 1
+    free[cell[:, 0], cell[:, 1], cell[:, 2]] = False
+
+
 def flood(free: Tensor) -> Tensor:
-    """Free cells connected to the grid's border through cell faces, by sweeps; bool [G, G, G] in and out."""
-    reached = torch.zeros_like(free)
-    for axis in range(3):
-        for border in (0, -1):
-            reached.select(axis, border).copy_(free.select(axis, border))
-    count = -1
-    while (now := int(reached.sum())) != count:
-        count = now
-        for axis in range(3):
-            for order in (range(1, free.shape[axis]), range(free.shape[axis] - 2, -1, -1)):
-                step = -order.step
-                for index in order:
-                    layer = reached.select(axis, index)
-                    layer |= reached.select(axis, index + step) & free.select(axis, index)
-    return reached
+    """Free cells connected to the grid's border through cell faces; bool [G, G, G] in and out.
+
+    Works on runs, the free stretches of each column: there are thousands of times fewer than cells.
+    """
+    side = free.shape[2]
+    column = side + 1  # keys per column: a wall, then the cells
+    walls = torch.nonzero(torch.nn.functional.pad(~free, (1, 0), value=True).reshape(-1)).squeeze(1)
+    walls = torch.cat([walls, walls.new_tensor([free.shape[0] * free.shape[1] * column])])
+    gap = walls[1:] - walls[:-1] > 1
+    start, end = walls[:-1][gap] + 1, walls[1:][gap]  # a run is [start, end)
+
+    # A key shifted by one column or one slab names the neighbouring cell. The last column of a slab meets the
+    # first one of the next slab: both are at the border, so a link between them changes nothing.
+    links = []
+    for shift in (column, column * free.shape[1]):
+        first = torch.searchsorted(end, start + shift, right=True)
+        count = (torch.searchsorted(start, end + shift) - first).clamp_min(0)
+        run = torch.repeat_interleave(torch.arange(len(start), device=free.device), count)
+        place = torch.arange(len(run), device=free.device) - torch.repeat_interleave(
+            count.cumsum(0) - count, count
+        )
+        links.append(torch.stack([run, first[run] + place], dim=1))
+    label = connected_components(torch.cat(links), len(start))
+
+    x, y = start // column // free.shape[1], start // column % free.shape[1]
+    at_border = (x == 0) | (x == free.shape[0] - 1) | (y == 0) | (y == free.shape[1] - 1)
+    at_border |= (start % column == 1) | (end % column == 0)
+    open_labels = torch.zeros(len(start), dtype=torch.bool, device=free.device)
+    open_labels[label[at_border]] = True
+    reached = open_labels[label]
+    change = torch.zeros(free.shape[0] * free.shape[1] * column + 1, dtype=torch.int8, device=free.device)
+    change[start[reached]], change[end[reached]] = 1, -1
+    inside = torch.cumsum(change, 0, dtype=torch.int8)[:-1].bool()
+    return inside.reshape(*free.shape[:2], column)[:, :, 1:].contiguous()
 
 
 def consistent_winding(faces: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,23 +112,43 @@ def consistent_winding(faces: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     neighbor = torch.where(has, partner // 3, -1)
     side = torch.arange(3 * count, device=faces.device).reshape(-1, 3)
     disagree = has & (start[side] == start[partner.clamp_min(0)])
-    flip = torch.zeros(count, dtype=torch.bool, device=faces.device)
-    seen = torch.zeros_like(flip)
-    component = face_components(partner)
-    frontier = torch.unique(component)
-    seen[frontier] = True
-    while len(frontier):
-        near = neighbor[frontier]
-        turned = flip[frontier, None] ^ disagree[frontier]
-        new = (near >= 0) & ~seen[near.clamp_min(0)]
-        face, first = near[new], turned[new]
-        flip[face] = first  # two ways in that disagree: either is as good, the patches below tell
-        seen[face] = True
-        frontier = torch.unique(face)
+    roots = torch.unique(face_components(partner))
+    flip = torch.from_numpy(
+        spread_winding(neighbor.cpu().numpy(), disagree.cpu().numpy(), roots.cpu().numpy())
+    )
+    flip = flip.to(faces.device)
     agree = has & ~(flip[:, None] ^ flip[neighbor.clamp_min(0)] ^ disagree)
     side = side[agree]
     pairs = torch.stack([side // 3, neighbor.reshape(-1)[side]], dim=1)
     return flip, connected_components(pairs, count)
+
+
+def spread_winding(
+    neighbor: NDArray[np.int64],  # [F, 3]  -1 where there is none
+    disagree: NDArray[np.bool_],  # [F, 3]
+    roots: NDArray[np.int64],  # faces that stay as they are
+) -> NDArray[np.bool_]:  # [F]
+    """Breadth first from the roots. Of two ways into a face that disagree the first one is taken.
+
+    NumPy, as there are thousands of small steps.
+    """
+    flip = np.zeros(len(neighbor), dtype=bool)
+    seen = np.zeros(len(neighbor) + 1, dtype=bool)
+    seen[-1] = True  # no neighbour
+    seen[roots] = True
+    place = np.zeros(len(neighbor), dtype=np.int64)
+    frontier = roots
+    while len(frontier):
+        near = neighbor[frontier]
+        new = ~seen[near]
+        face, turned = near[new], (flip[frontier, None] ^ disagree[frontier])[new]
+        number = np.arange(len(face))
+        place[face[::-1]] = number[::-1]
+        first = place[face] == number
+        frontier = face[first]
+        flip[frontier] = turned[first]
+        seen[frontier] = True
+    return flip
 
 
 def flip_faces(faces: Tensor, flip: Tensor) -> Tensor:
@@ -151,7 +196,7 @@ def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
 
 def outside_votes(mesh: Mesh, around: Surroundings) -> Tensor:
     """Per face: +1 when its front reaches the outside sooner than its back, -1 the other way, else 0."""
-    center = mesh.vertices[mesh.faces.long()].mean(1)
+    center = face_centers(mesh.vertices, mesh.faces)
     step = face_normals(mesh.vertices, mesh.faces) / around.cells
 
     def distance(direction: float) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.cleanup import DEGENERATE_AREA, component_sizes, not_duplicate
+from trellis_core.geometry.cleanup import DEGENERATE_AREA, component_sizes, not_duplicate, number_places
 from trellis_core.geometry.connectivity import (
     connected_components,
     edges_of,
@@ -147,7 +147,7 @@ def shape_metrics(mesh: Mesh) -> dict[str, float | int]:
 
 def topology_metrics(mesh: Mesh) -> dict[str, float | int | bool]:
     """Edges, pieces and closedness, with coinciding vertices taken as one."""
-    _, welded = torch.unique(mesh.vertices, dim=0, return_inverse=True)
+    welded = number_places(mesh.vertices)
     faces = welded[mesh.faces.long()]
     edges = edges_of(faces)
     count = len(edges.face_count)
@@ -175,7 +175,7 @@ def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, floa
     assert uvs is not None
     a, b, c = uvs.double()[mesh.faces.long()].unbind(1)
     doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    _, welded = torch.unique(uvs, dim=0, return_inverse=True)
+    welded = number_places(uvs)
     corners = welded[mesh.faces.long()]
     chart, charts = number_labels(connected_components(edges_of(corners).vertices, int(welded.max()) + 1))
     chart = chart[corners[:, 0]]

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from trellis_core.geometry.connectivity import edges_of, next_corner, sides_of_edges
+from trellis_core.geometry.connectivity import edges_of, first_of_each, next_corner, sides_of_edges
 from trellis_core.geometry.triangles import aspect_ratios, face_normals
 from trellis_core.geometry.types import Mesh
 
@@ -82,11 +82,3 @@ def flip_edges(mesh: Mesh, max_shift: float, rounds: int = 8) -> Mesh:
         chosen = chosen[first_of_each(key[chosen])]
         faces[first[chosen] // 3], faces[second[chosen] // 3] = one[chosen], two[chosen]
     return Mesh(mesh.vertices, faces.to(torch.int32))
-
-
-def first_of_each(keys: torch.Tensor) -> torch.Tensor:
-    """True for the first of equal keys."""
-    _, inverse = torch.unique(keys, return_inverse=True)
-    index = torch.arange(len(keys))
-    first = torch.full((len(keys),), len(keys)).scatter_reduce(0, inverse, index, "amin")
-    return first[inverse] == index
