@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-STAMP = ".trellis-install.json"
+STAMP, LOG = ".trellis-install.json", "trellis-install.log"
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH, FIRST_UNTRIED_TORCH = (2, 7), (2, 15)
@@ -314,19 +314,11 @@ def free_gigabytes(path: Path) -> float:
 
 
 def pip(venv: Path, *arguments: str) -> bool:
-    """Run pip, with its progress on a terminal and in silence elsewhere."""
+    """Run `pip install`, with its progress on a terminal and in silence elsewhere; it keeps a log."""
     quiet = [] if sys.stderr.isatty() else ["-qq"]
-    command = [
-        str(venv_python(venv)),
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        "install",
-        "--no-compile",
-    ]
-    words = [*command, *quiet, *arguments]
-    return subprocess.run(words, check=False, stdout=sys.stderr, cwd=ROOT).returncode == 0
+    command = [str(venv_python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    command += ["--log", str(venv / LOG), "install", "--no-compile", *quiet, *arguments]
+    return subprocess.run(command, check=False, stdout=sys.stderr, cwd=ROOT).returncode == 0
 
 
 def pip_or_explain(venv: Path, *arguments: str) -> None:
@@ -341,7 +333,7 @@ def pip_or_explain(venv: Path, *arguments: str) -> None:
             "pip could not install, and the package index cannot be reached",
             "check the network, or name a proxy (HTTPS_PROXY) or a mirror (`pip config`)",
         )
-    raise SetupError("pip could not install; it says why above", "fix that, then run this again")
+    raise SetupError("pip could not install", f"see the end of `{venv / LOG}`, fix that, then run this again")
 
 
 def probe_torch(venv: Path, device: str) -> dict[str, object]:
@@ -395,12 +387,20 @@ def install_torch(venv: Path, build: TorchBuild) -> dict[str, object]:
 
 def install_project(venv: Path, extras: list[str], torch: str) -> None:
     """The project, editable, without touching torch."""
-    minor = int(re.findall(r"\d+", torch)[1])
-    constraints = venv / "constraints.txt"
-    constraints.write_text(f"torch=={torch}\ntriton-windows=={TRITON_OF_TORCH[minor]}.*\n")
     what = f".[{','.join(extras)}]" if extras else "."
     say(f"installing trellis: {what}")
-    pip_or_explain(venv, "-e", what, "-c", str(constraints))
+    pip_or_explain(venv, "-e", what, "-c", str(write_constraints(venv, torch)))
+
+
+def write_constraints(venv: Path, torch: str) -> Path:
+    """Hold torch, and the Triton that belongs to it, where they are.
+
+    Only the public version: torch calls itself `2.13.0+cu130` where its package is called `2.13.0`.
+    """
+    public = torch.partition("+")[0]
+    path = venv / "constraints.txt"
+    path.write_text(f"torch=={public}\ntriton-windows=={TRITON_OF_TORCH[int(public.split('.')[1])]}.*\n")
+    return path
 
 
 def install_adapter(venv: Path, name: str, torch: str, device: str) -> None:
@@ -412,9 +412,7 @@ def install_adapter(venv: Path, name: str, torch: str, device: str) -> None:
             "leave it out: torch's own attention is used instead",
         )
     say(f"installing {name}")
-    constraints = venv / "constraints.txt"
-    constraints.write_text(f"torch=={torch}\n")
-    pip_or_explain(venv, *ADAPTERS[name], "-c", str(constraints))
+    pip_or_explain(venv, *ADAPTERS[name], "-c", str(write_constraints(venv, torch)))
 
 
 def signature(machine: Machine, venv: Path) -> str:

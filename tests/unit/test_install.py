@@ -230,6 +230,13 @@ def test_an_adapter_without_a_gpu_is_refused(tmp_path):
         install.install_adapter(tmp_path, "xformers", "2.13.0", "cpu")
 
 
+@pytest.mark.parametrize("version", ["2.13.0", "2.13.0+cpu", "2.13.0+cu130"])
+def test_torch_is_held_at_its_public_version_whatever_the_build_calls_itself(version, tmp_path):
+    """The default index's package is `2.13.0`, and the torch in it says `2.13.0+cu130`."""
+    held = install.write_constraints(tmp_path, version).read_text().split()
+    assert held == ["torch==2.13.0", "triton-windows==3.7.*"]
+
+
 def test_every_supported_torch_has_its_triton_for_windows():
     assert sorted(install.TRITON_OF_TORCH) == list(
         range(install.OLDEST_TORCH[1], install.FIRST_UNTRIED_TORCH[1])
