@@ -71,16 +71,13 @@ def render(
 
 
 def _draw_mesh(path, machine):
-    from trellis_cli.sheet import draw_rows, fit_unit_cube, shape_row, textured_row
+    from trellis_cli.sheet import as_asset, draw_asset, draw_rows, shape_row
     from trellis_core.io.meshes import read_mesh
 
-    read = read_mesh(path)
-    mesh = fit_unit_cube(read.mesh)
     runtime = registry.open_runtime(machine)
-    rows = [shape_row(mesh, runtime)]
-    if read.base_color is not None:
-        rows.insert(0, textured_row(mesh, read.base_color, runtime))
-    return draw_rows(rows)
+    read = read_mesh(path)
+    asset = as_asset(read)
+    return draw_rows([shape_row(read.mesh, runtime)]) if asset is None else draw_asset(asset, runtime)
 
 
 def _draw_run(path, model, machine, console, progress):
