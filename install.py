@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-STAMP, LOG = ".trellis-install.json", "trellis-install.log"
+STAMP = ".trellis-install.json"
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH, FIRST_UNTRIED_TORCH = (2, 7), (2, 15)
@@ -314,11 +314,17 @@ def free_gigabytes(path: Path) -> float:
 
 
 def pip(venv: Path, *arguments: str) -> bool:
-    """Run `pip install`, with its progress on a terminal and in silence elsewhere; it keeps a log."""
-    quiet = [] if sys.stderr.isatty() else ["-qq"]
+    """Run `pip install`: on a terminal with its progress, elsewhere in silence unless it fails."""
     command = [str(venv_python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command += ["--log", str(venv / LOG), "install", "--no-compile", *quiet, *arguments]
-    return subprocess.run(command, check=False, stdout=sys.stderr, cwd=ROOT).returncode == 0
+    command += ["install", "--no-compile", *arguments]
+    if sys.stderr.isatty():
+        return subprocess.run(command, check=False, stdout=sys.stderr, cwd=ROOT).returncode == 0
+    answer = subprocess.run(
+        command, check=False, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if answer.returncode != 0:
+        print(*answer.stdout.splitlines()[-20:], sep="\n", file=sys.stderr)
+    return answer.returncode == 0
 
 
 def pip_or_explain(venv: Path, *arguments: str) -> None:
@@ -333,7 +339,7 @@ def pip_or_explain(venv: Path, *arguments: str) -> None:
             "pip could not install, and the package index cannot be reached",
             "check the network, or name a proxy (HTTPS_PROXY) or a mirror (`pip config`)",
         )
-    raise SetupError("pip could not install", f"see the end of `{venv / LOG}`, fix that, then run this again")
+    raise SetupError("pip could not install; it says why above", "fix that, then run this again")
 
 
 def probe_torch(venv: Path, device: str) -> dict[str, object]:
