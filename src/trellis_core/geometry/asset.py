@@ -223,7 +223,10 @@ def clean(
     for _ in range(2):
         mesh, unclear = orient_outward(mesh, around)
         limit = settings.fill_holes_voxels * voxel
-        mesh = remove_broken_faces(fill_holes(mesh, limit, FLAT_HOLE * limit, FLATNESS * voxel))
+        closed = fill_holes(mesh, limit, FLAT_HOLE * limit, FLATNESS * voxel)
+        if closed is mesh:
+            break
+        mesh = remove_broken_faces(closed)
     mesh = remove_repeated_faces(straighten_slivers(split_non_manifold(mesh)))
     mesh = smooth(mesh, settings.smooth_iterations)
     if settings.watertight:

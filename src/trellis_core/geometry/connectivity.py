@@ -67,18 +67,20 @@ def connected_components(
     Shiloach & Vishkin, "An O(log n) parallel connectivity algorithm" (1982).
     """
     labels = torch.arange(count, device=pairs.device)
+    one, other = pairs.unbind(1)
     while True:
-        low, high = torch.aminmax(labels[pairs], dim=1) if len(pairs) else (labels[:0], labels[:0])
-        open_pairs = low != high
-        if not bool(open_pairs.any()):
+        open_pairs = torch.nonzero(one != other).squeeze(1)
+        if len(open_pairs) == 0:
             return labels
-        pairs = pairs[open_pairs]
-        labels = labels.scatter_reduce(0, high[open_pairs], low[open_pairs], "amin")
+        one, other = one[open_pairs], other[open_pairs]
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        labels.scatter_reduce_(0, high, low, "amin")
         while True:
             jumped = labels[labels]
             if torch.equal(jumped, labels):
                 break
             labels = jumped
+        one, other = labels[low], labels[high]
 
 
 def row_keys(
@@ -180,11 +182,23 @@ def boundary_loops(
     A loop runs against (most of) the sides it borders, so faces made from it in order are wound like their
     neighbours. A chain that touches itself at a vertex is cut into simple loops there.
     """
-    classes = corner_classes(faces, partner).reshape(-1)
     start, end = side_ends(faces)
     free = torch.nonzero(partner.reshape(-1) < 0).reshape(-1)
+    if len(free) == 0:
+        return []
+    # Only fans around ends of free sides are asked for, and these faces hold them whole.
+    at_end = torch.zeros(int(end.max()) + 1, dtype=torch.bool, device=faces.device)
+    at_end[start[free]] = at_end[end[free]] = True
+    near = torch.nonzero(at_end[faces.long()].any(1)).reshape(-1)
+    number = torch.full((len(faces),), -1, device=faces.device)
+    number[near] = torch.arange(len(near), device=faces.device)
+    across = partner[near]
+    across_face = torch.where(across >= 0, number[across // 3], -1)
+    near_partner = torch.where(across_face >= 0, 3 * across_face + across % 3, -1)
+    classes = corner_classes(faces[near], near_partner).reshape(-1)
+    corner = 3 * number[free // 3] + free % 3
     # Every open fan has two ends: number 2 * i is the start of free side i, and 2 * i + 1 its end.
-    fan = torch.stack([classes[free], classes[next_corner(free)]], dim=1).reshape(-1)
+    fan = torch.stack([classes[corner], classes[next_corner(corner)]], dim=1).reshape(-1)
     order = torch.argsort(fan, stable=True)
     across = torch.empty_like(order)
     across[order[0::2]], across[order[1::2]] = order[1::2], order[0::2]

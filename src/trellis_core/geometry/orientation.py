@@ -22,7 +22,7 @@ from trellis_core.geometry.connectivity import (
     partner_sides,
     side_ends,
 )
-from trellis_core.geometry.triangles import face_areas, face_centers, face_normals
+from trellis_core.geometry.triangles import face_areas, face_centers, measure, normals
 from trellis_core.geometry.types import Mesh
 
 MAX_FLOOD_SIDE = 256  # cells; finer grids are flooded at a coarser, still closed, resolution
@@ -196,18 +196,19 @@ def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
 
 def outside_votes(mesh: Mesh, around: Surroundings) -> Tensor:
     """Per face: +1 when its front reaches the outside sooner than its back, -1 the other way, else 0."""
-    center = face_centers(mesh.vertices, mesh.faces)
-    step = face_normals(mesh.vertices, mesh.faces) / around.cells
 
-    def distance(direction: float) -> Tensor:
-        found = torch.full((len(center),), torch.inf, device=center.device)
+    def votes(corners: Tensor) -> Tensor:
+        center, step = corners.mean(1), normals(corners) / around.cells
+        vote = torch.zeros(len(center), device=center.device)
+        undecided = torch.arange(len(center), device=center.device)
         for length in torch.arange(0.5, REACH + 0.25, 0.5).tolist():
-            hit = around.at(center + direction * length * step) & torch.isinf(found)
-            found[hit] = length
-        return found
+            front, back = around.at(center + length * step), around.at(center - length * step)
+            vote[undecided] = front.float() - back.float()
+            walk_on = ~(front | back)
+            undecided, center, step = undecided[walk_on], center[walk_on], step[walk_on]
+        return vote
 
-    front, back = distance(1.0), distance(-1.0)
-    return (front < back).double() - (back < front).double()
+    return measure(mesh.vertices, mesh.faces, votes)
 
 
 def remove_enclosed(mesh: Mesh, around: Surroundings) -> Mesh:

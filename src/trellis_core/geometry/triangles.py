@@ -39,7 +39,11 @@ def face_centers(vertices: Tensor, faces: Tensor) -> Tensor:
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Unit normals, [F, 3]; zero where a face has no area."""
-    return measure(vertices, faces, lambda corners: unit(cross(corners.double())).to(corners.dtype))
+    return measure(vertices, faces, normals)
+
+
+def normals(corners: Tensor) -> Tensor:
+    return unit(cross(corners.double())).to(corners.dtype)
 
 
 def side_lengths(vertices: Tensor, faces: Tensor) -> Tensor:
