@@ -321,15 +321,21 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     start_pooling(model)
 
     def objective(step: int) -> Mapping[str, Tensor]:
-        attrs = repainted(shop.voxel_batch(shop.choose(settings["batch_size"])).attrs, shop.generator)
+        attrs = shop.voxel_batch(shop.choose(settings["batch_size"])).attrs
+        if torch.rand((), generator=shop.generator) < settings["repaint"]:
+            attrs = repainted(attrs, shop.generator)
         mean, logvar = model["tex_slat_encoder"](attrs)
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
         error = model["tex_slat_decoder"](latent)[0].feats - attrs.feats
         kl = kl_divergence(mean.feats, logvar.feats)
+        # squares beside L1: while colors are far off, their gradient tells far from near; the channels that
+        # are worst weigh most, or one after the other would be learned
+        each = error.square().mean(dim=0) + settings["l1"] * error.abs().mean(dim=0)
+        weights = each.detach() / each.detach().mean()
         losses = {
-            # squares first: while colors are far off, their gradient tells far from near, that of L1 does not
-            "loss": error.square().mean() + settings["l1"] * error.abs().mean() + settings["kl"] * kl,
+            "loss": (weights * each).mean() + settings["kl"] * kl,
             "color": error[:, :3].abs().mean(),
+            "green": error[:, 1].abs().mean(),
             "rest": error[:, 3:5].abs().mean(),
             "kl": kl,
             "std": mean.feats.detach().std(),

@@ -119,7 +119,7 @@ RECIPE = {
         "image_encoder": {"batch_size": 2},
         "structure_vae": {"batch_size": 2, "kl": 0.01, "latent_noise": 0.1},
         "shape_vae": {"batch_size": 2, "position": 1.0, "kl": 0.01, "latent_noise": 0.1},
-        "texture_vae": {"batch_size": 2, "l1": 1.0, "kl": 0.01, "latent_noise": 0.1},
+        "texture_vae": {"batch_size": 2, "l1": 1.0, "repaint": 1.0, "kl": 0.01, "latent_noise": 0.1},
         "structure_flow": {"batch_size": 2, "times": [0.5, 1.0]},
         "shape_flow": {"groups": 2, "group_size": 2, "times": [0.5, 1.0]},
         "texture_flow": {"groups": 2, "group_size": 2, "times": [0.5, 1.0]},
