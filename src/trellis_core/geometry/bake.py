@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.infill import paint_texture
-from trellis_core.geometry.sample import find_voxels, index_voxels, sample_voxels
+from trellis_core.geometry.sample import index_voxels, sample_voxels
 from trellis_core.geometry.triangles import face_normals
 from trellis_core.geometry.types import ALPHA, BASE_COLOR, METALLIC, ROUGHNESS, Mesh, PBRVoxels
 from trellis_core.kernels.table import Kernels
+from trellis_core.sparse.order import find_sorted, inside, key_coords, linear_keys
 
 BakeMode = Literal["auto", "direct", "projected"]
 
@@ -184,20 +185,49 @@ def move_to_surface(
 
 
 def nearest_voxels(points: Tensor, voxels: PBRVoxels) -> Tensor:
-    """Row of the voxel whose centre is nearest to each grid point, int64 [Q]; -1 when none is near."""
-    size = (voxels.resolution,) * 3
-    keys, rows = index_voxels(voxels.coords, size)
+    """Row of the voxel whose centre is nearest to each grid point, int64 [Q]; -1 when none is near.
+
+    Columns of voxels are tried from near to far, and only for points that could still find a nearer voxel.
+    """
+    side = voxels.resolution
+    keys, rows = index_voxels(voxels.coords, (side,) * 3)
     axis = torch.arange(-NEAR, NEAR + 1, device=points.device)
-    offsets = torch.cartesian_prod(axis, axis, axis)
-    cell = points.floor().long()
+    columns = torch.cartesian_prod(axis, axis)
+    bounds, order = torch.sort((columns.abs() - 0.5).clamp_min(0).square().sum(1), stable=True)
     best = torch.full((len(points),), -1, device=points.device)
-    distance = torch.full((len(points),), torch.inf, device=points.device)
-    for offset in offsets:
-        row = find_voxels(cell + offset, keys, rows, size)
-        square = (cell + offset + 0.5 - points).square().sum(1)
-        nearer = (row >= 0) & (square < distance)
-        best[nearer], distance[nearer] = row[nearer], square[nearer]
+    for part in torch.nonzero(has_voxels_around(points, voxels)).reshape(-1).split(CHUNK):
+        found = torch.full((len(part),), -1, device=points.device)
+        distance = torch.full((len(part),), torch.inf, device=points.device)
+        for column, bound in zip(columns[order], bounds.tolist(), strict=True):
+            undecided = torch.nonzero(distance > bound).reshape(-1)
+            point = points[part[undecided]]
+            cell = point.floor().long()
+            xy = cell[:, :2] + column
+            height = cell[:, 2].clamp(0, side - 1)
+            above = torch.searchsorted(keys, (xy[:, 0] * side + xy[:, 1]) * side + height)
+            for place in (above, above - 1):
+                position = place.clamp(0, len(keys) - 1)
+                center = key_coords(keys[position], (side,) * 3)
+                offset = center[:, 2] - cell[:, 2]
+                square = (center + 0.5 - point).square().sum(1)
+                near = (center[:, :2] == xy).all(1) & (offset.abs() <= NEAR) & (square < distance[undecided])
+                hit = undecided[near]
+                found[hit], distance[hit] = rows[position[near]], square[near]
+        best[part] = found
     return best
+
+
+def has_voxels_around(points: Tensor, voxels: PBRVoxels) -> Tensor:
+    """Whether a voxel may be within `NEAR` voxels of each grid point, bool [Q]; most far ones have none."""
+    block = NEAR + 1
+    blocks = (-(-voxels.resolution // block) + 2,) * 3  # and one around
+    valid = voxels.coords[inside(voxels.coords, (voxels.resolution,) * 3)]
+    filled = torch.unique(linear_keys(valid // block + 1, blocks))
+    axis = torch.arange(-1, 2, device=points.device)
+    steps = linear_keys(torch.cartesian_prod(axis, axis, axis), blocks)
+    near = torch.unique((filled[:, None] + steps).reshape(-1))
+    cell = (points / block).floor().long() + 1
+    return inside(cell, blocks) & (find_sorted(near, linear_keys(cell, blocks)) >= 0)
 
 
 def to_images(baked: Tensor) -> tuple[Tensor, Tensor]:
