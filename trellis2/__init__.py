@@ -46,5 +46,5 @@ def load(name_or_path: str | Path = "embedded", runtime: Runtime | None = None) 
         info = describe_device(device)
         plan = plan_for(folder, info, MemoryRequest())
         runtime = Runtime.of_plan(plan, device, resolve_kernels(info))
-    known = name if name == hub.EMBEDDED or name in REPOSITORIES else folder.name  # files get no local paths
+    known = folder.name if Path(name).is_dir() else name  # files get no local paths
     return Pipeline(settings, open_networks(stems), identify(known, folder, stems), runtime)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from trellis_cli import files
 from trellis_cli.console import Console, Stages
 from trellis_cli.options import Preset
-from trellis_core.errors import QualityError
+from trellis_core.errors import Cancelled, OutOfMemory, OutputError, QualityError, TrellisError
 
 if TYPE_CHECKING:
     from trellis_core.geometry.asset import ExportSettings
     from trellis_core.geometry.types import Asset, QualityReport, VoxelMesh
+    from trellis_core.weights.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,34 @@ def preset_settings(name: str | None) -> dict[str, Any]:
     installed = Path(__file__).parent / "_configs"
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "configs" / "presets"
     return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+
+
+@contextmanager
+def keeping(bundle: Bundle, order: Order | None) -> Iterator[None]:
+    """When what follows fails, the sampled run is saved beside the output: sampling is the expensive part.
+
+    Without an `order` the run is safe already.
+    """
+    try:
+        yield
+    except (TrellisError, RuntimeError, MemoryError) as error:
+        if order is None or isinstance(error, (Cancelled, OutputError)):  # a finished asset is kept itself
+            raise
+        try:
+            path = files.write(order.paths[0].with_suffix(".safetensors"), bundle.save, force=False)
+        except (TrellisError, OSError):
+            raise error from None
+        kept = f"the sampled run is kept: `trellis export {path}` goes on from it"
+        if isinstance(error, TrellisError):
+            error.hint = f"{error.hint}; {kept}" if error.hint else kept
+            raise
+        raise failed_after_sampling(error, kept) from error
+
+
+def failed_after_sampling(error: Exception, kept: str) -> TrellisError:
+    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        return OutOfMemory("out of memory while making the asset", hint=f"use fewer `--faces`; {kept}")
+    return TrellisError(f"making the asset failed: {type(error).__name__}: {error}", hint=kept)
 
 
 def deliver(

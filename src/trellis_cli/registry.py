@@ -172,10 +172,13 @@ def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Consol
     """The engine that made `bundle`, or the `model` that was asked for."""
     if model == AUTO:
         model = str(bundle.info.get("model", {}).get("name", ""))
-        if model not in MODELS and not Path(model).is_dir():
+        try:
+            find_model(model)
+        except ModelError as error:
             raise ModelError(
-                f"the bundle was made by the model `{model}`", hint="pass its folder: `--model PATH`"
-            )
+                f"the bundle was made by the model `{model}`, which was not found",
+                hint="pass its folder: `--model PATH`",
+            ) from error
     return load_engine(model, machine, console, pipeline_type=bundle.info.get("pipeline_type"))
 
 

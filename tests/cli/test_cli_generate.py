@@ -139,9 +139,29 @@ def test_a_bundle_of_another_model_is_bad_input(run, finished, tiny_model, tmp_p
     assert not (tmp_path / "x.glb").exists()
 
 
-def test_a_bundle_finds_the_model_that_made_it(run, finished):
-    said = run("export", finished.bundle, "-o", "x.glb", "-q", "--texture", 64)
+def test_a_bundle_of_a_model_without_a_name_asks_for_its_folder(run, finished, tiny_model):
+    order = ("export", finished.bundle, "-o", "x.glb", "-q", "--texture", 64)
+    said = run(*order)
+    said.assert_one_error(4)
+    assert "--model PATH" in said.err
+    assert run(*order, "--model", tiny_model).code == 0
+
+
+def test_a_bundle_of_the_embedded_model_finds_it(run, picture):
+    few = ("--steps", 4, "--texture", 512, "-q")
+    made = run("generate", picture, "--model", "embedded", "--save-bundle", "b.safetensors", *few)
+    assert made.code == 0, made.err
+    said = run("export", "b.safetensors", "-o", "again.glb", "-q", "--texture", 512)
     assert said.code == 0, said.err
+
+
+def test_a_run_is_kept_when_its_asset_cannot_be_made(run, picture, tmp_path):
+    few = ("--steps", 1, "--texture", 16, "-q", "-o", "small.glb")
+    said = run("generate", picture, "--model", "embedded", *few)
+    said.assert_one_error(2)
+    assert "trellis export small.safetensors" in said.err
+    assert (tmp_path / "small.safetensors").exists()
+    assert not (tmp_path / "small.glb").exists()
 
 
 def test_an_existing_file_is_kept_without_force(run, picture, tiny_model, tmp_path):

@@ -103,6 +103,7 @@ def generate(
         )
         if save_bundle is not None:
             console.facts["bundle"] = str(files.write(save_bundle, bundle.save, force=force))
-        shapes = engine.decode(bundle, on_progress=progress, cancel=console.is_interrupted)
-        delivery.deliver(console, engine, shapes, order, registry.provenance(bundle), progress)
+        with delivery.keeping(bundle, None if save_bundle else order):
+            shapes = engine.decode(bundle, on_progress=progress, cancel=console.is_interrupted)
+            delivery.deliver(console, engine, shapes, order, registry.provenance(bundle), progress)
     delivery.conclude(console, order, started)
