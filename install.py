@@ -121,7 +121,7 @@ def choose_torch(machine: Machine) -> TorchBuild:
         tags = {(7, 2): "rocm7.2", (7, 0): "rocm7.0", (6, 4): "rocm6.4", (0, 0): "rocm6.3"}
         tag = next(tag for version, tag in tags.items() if machine.rocm >= version)
         found = ".".join(map(str, machine.rocm))
-        return TorchBuild(tag, "torch>=2.7,<2.15", TESTED, f"ROCm {found} (not tested by us)")
+        return TorchBuild(tag, "torch>=2.7,<2.15", TESTED, f"ROCm {found} (not tested)")
     return _cpu(machine, "no GPU found")
 
 
