@@ -1,1 +1,1 @@
-"""nn."""
+"""Layers: norms, embeddings, attention, transformer blocks, sparse convolution."""

@@ -1,1 +1,1 @@
-"""render."""
+"""Pictures of meshes, materials and voxels, on the GPU or on a processor."""

@@ -1,1 +1,1 @@
-"""sampling."""
+"""Flow sampling: schedule, guidance, Euler. Knows nothing about networks."""

@@ -1,1 +1,1 @@
-"""weights."""
+"""Model files: finding, checking, loading strictly; saved runs."""
