@@ -1,1 +1,1 @@
-"""Training: objectives, optimisers, the loop, checkpoints, the procedural dataset. Inference imports none of it."""
+"""Training: objectives, optimisers, the loop, checkpoints, procedural data. Inference imports none of it."""
