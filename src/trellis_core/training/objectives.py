@@ -28,7 +28,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def noised(x: Tensor, noise: Tensor, t: Tensor, sigma_min: float = SIGMA_MIN) -> Tensor:
-    """x_t = (1 - t) x_0 + (sigma + (1 - sigma) t) noise (rectified flow, Liu et al., 2022); `t` broadcasts."""
+    """x_t = (1 - t) x_0 + (sigma + (1 - sigma) t) noise (rectified flow, Liu et al.); `t` broadcasts."""
     return (1 - t) * x + (sigma_min + (1 - sigma_min) * t) * noise
 
 
