@@ -98,7 +98,7 @@ def test_all_faces_of_a_closed_shape_look_outward(shape):
     mesh, unclear = orient_outward(raw.mesh, around)
     assert unclear == 0
     assert volume(mesh) > 0.0005
-    assert outside_votes(mesh, around).min() >= 0
+    assert outside_votes(mesh.vertices[mesh.faces.long()], around).min() >= 0
 
 
 def test_winding_of_a_moebius_strip_has_one_seam_and_no_more():
@@ -173,7 +173,7 @@ def test_lost_and_stray_quads_are_repaired(lost, stray):
     assert after["boundary_edges"] == 0
     assert after["non_manifold_edges"] <= 2
     assert volume(mesh) == pytest.approx(volume(oriented(whole)), rel=1e-3)
-    assert outside_votes(mesh, around).min() >= 0  # filled like their neighbours
+    assert outside_votes(mesh.vertices[mesh.faces.long()], around).min() >= 0  # filled like their neighbours
 
 
 def test_a_hole_larger_than_the_limit_stays():

@@ -22,7 +22,7 @@ from trellis_core.geometry.connectivity import (
     partner_sides,
     side_ends,
 )
-from trellis_core.geometry.triangles import face_areas, face_centers, measure, normals
+from trellis_core.geometry.triangles import CHUNK, cross, face_centers, normals
 from trellis_core.geometry.types import Mesh
 
 MAX_FLOOD_SIDE = 256  # cells; finer grids are flooded at a coarser, still closed, resolution
@@ -118,7 +118,7 @@ def consistent_winding(faces: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     )
     flip = flip.to(faces.device)
     agree = has & ~(flip[:, None] ^ flip[neighbor.clamp_min(0)] ^ disagree)
-    side = side[agree]
+    side = side[agree & (side < partner)]
     pairs = torch.stack([side // 3, neighbor.reshape(-1)[side]], dim=1)
     return flip, connected_components(pairs, count)
 
@@ -173,42 +173,47 @@ def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
     flip, label = consistent_winding(mesh.faces, partner_sides(edges_of(mesh.faces)))
     mesh = replace(mesh, faces=flip_faces(mesh.faces, flip))
     patch, count = number_labels(label)
-    area = face_areas(mesh.vertices.double(), mesh.faces)
-
-    def per_patch(values: Tensor) -> Tensor:
-        shape = (count, *values.shape[1:])
-        return torch.zeros(shape, dtype=torch.float64, device=area.device).index_add_(
-            0, patch, values.double()
-        )
-
-    total = per_patch(area).clamp_min(1e-30)
-    vote = per_patch(area * outside_votes(mesh, around)) / total
-    corners = mesh.vertices.double()[mesh.faces.long()]
-    middle = per_patch(area[:, None] * corners.mean(1)) / total[:, None]
-    a, b, c = (corners - middle[patch][:, None]).unbind(1)
-    volume = per_patch((a * torch.linalg.cross(b, c)).sum(1) / 6) / total**1.5
+    sums = torch.zeros(count, 9, dtype=torch.float64, device=mesh.vertices.device)
+    for faces, owner in zip(mesh.faces.split(CHUNK), patch.split(CHUNK), strict=True):
+        sums.index_add_(0, owner, side_terms(mesh.vertices[faces.long()], around))
+    area, vote, volume = sums[:, 0].clamp_min(1e-30), sums[:, 1], sums[:, 2]
+    # The volume is seen from the patch's middle, so that open patches have one as well.
+    middle = sums[:, 3:6] / area[:, None]
+    volume = (volume - (middle * sums[:, 6:9]).sum(1)) / 6 / area**1.5
+    vote = vote / area
     clear_vote, clear_volume = vote.abs() > CLEAR_VOTE, volume.abs() > 1e-3
     sign = torch.where(clear_vote | ~clear_volume, vote, volume)
     unclear = ~clear_vote & ~clear_volume
-    share = float(total[unclear].sum() / total.sum())
+    share = float(area[unclear].sum() / area.sum())
     return replace(mesh, faces=flip_faces(mesh.faces, (sign < 0)[patch])), share
 
 
-def outside_votes(mesh: Mesh, around: Surroundings) -> Tensor:
-    """Per face: +1 when its front reaches the outside sooner than its back, -1 the other way, else 0."""
+def side_terms(corners: Tensor, around: Surroundings) -> Tensor:
+    """What tells the sides of faces [C, 3, 3] apart, in sums over faces; float64 [C, 9].
 
-    def votes(corners: Tensor) -> Tensor:
-        center, step = corners.mean(1), normals(corners) / around.cells
-        vote = torch.zeros(len(center), device=center.device)
-        undecided = torch.arange(len(center), device=center.device)
-        for length in torch.arange(0.5, REACH + 0.25, 0.5).tolist():
-            front, back = around.at(center + length * step), around.at(center - length * step)
-            vote[undecided] = front.float() - back.float()
-            walk_on = ~(front | back)
-            undecided, center, step = undecided[walk_on], center[walk_on], step[walk_on]
-        return vote
+    Area, area * vote, six times the volume under the face, area * centre [3], twice the area vector [3].
+    """
+    vote = outside_votes(corners, around)
+    corners = corners.double()
+    vector = cross(corners)
+    area = 0.5 * vector.norm(dim=1)
+    a, b, c = corners.unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum(1)
+    scalars = torch.stack([area, area * vote, volume], dim=1)
+    return torch.cat([scalars, area[:, None] * corners.mean(1), vector], dim=1)
 
-    return measure(mesh.vertices, mesh.faces, votes)
+
+def outside_votes(corners: Tensor, around: Surroundings) -> Tensor:
+    """Per face [C, 3, 3]: +1 if its front reaches the outside sooner than its back, -1 if later, else 0."""
+    center, step = corners.mean(1), normals(corners) / around.cells
+    vote = torch.zeros(len(center), device=center.device)
+    undecided = torch.arange(len(center), device=center.device)
+    for length in torch.arange(0.5, REACH + 0.25, 0.5).tolist():
+        front, back = around.at(center + length * step), around.at(center - length * step)
+        vote[undecided] = front.float() - back.float()
+        walk_on = ~(front | back)
+        undecided, center, step = undecided[walk_on], center[walk_on], step[walk_on]
+    return vote
 
 
 def remove_enclosed(mesh: Mesh, around: Surroundings) -> Mesh:
