@@ -72,6 +72,7 @@ def generate(
         (structure_steps, shape_steps, texture_steps),
         (structure_guidance, shape_guidance, texture_guidance),
     )
+    files.check_input(picture, "picture", files.PICTURES)
     order = delivery.Order.check(
         picture,
         output,
@@ -85,7 +86,6 @@ def generate(
     )
     if save_bundle is not None:
         files.check_output(save_bundle, files.BUNDLES, force=force)
-    files.check_input(picture, "picture", files.PICTURES)
 
     with console.working() as progress:
         progress.begin("start")
