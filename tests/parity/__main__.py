@@ -21,7 +21,7 @@ from tests.parity.kinds import all_kinds
 def run_case(path: Path, kinds: dict[str, Kind]) -> tuple[str, list[Check], str]:
     """Returns (status, checks, note); status is passed, failed, pending, better or unknown."""
     case = read_case(path)
-    pending = next((why for prefix, why in PENDING.items() if case.kind.startswith(prefix)), None)
+    pending = PENDING.get(case.kind)
     if case.kind not in kinds:
         return ("pending", [], pending) if pending else ("unknown", [], f"no runner for kind `{case.kind}`")
     checks = check_case(case, path, kinds[case.kind])
