@@ -67,8 +67,11 @@ def surface_cells(distance: Distance, resolution: int) -> np.ndarray:
         cells, side = (2 * cells[:, None] + CORNERS).reshape(-1, 3), side * 2
 
 
-def dual_grid(distance: Distance, resolution: int) -> VoxelMesh:
-    """The surface as the decoder would hand it over: one vertex per cell, no consistent winding."""
+def dual_grid(distance: Distance, resolution: int, noise: float = 0.0) -> VoxelMesh:
+    """The surface as the decoder would hand it over: one vertex per cell, no consistent winding.
+
+    `noise` is the share of flags that are wrong: quads that are missing, and quads where there is no surface.
+    """
     cells = surface_cells(distance, resolution)
     keys = ((cells[:, None] + CORNERS) @ [(resolution + 1) ** 2, resolution + 1, 1]).reshape(-1)
     unique, inverse = np.unique(keys, return_inverse=True)
@@ -85,6 +88,7 @@ def dual_grid(distance: Distance, resolution: int) -> VoxelMesh:
     local = total / count[:, None]
     before = [3, 5, 6]  # the edges that end in the last corner (7) start here: along x, y, z
     flags = (value[:, before] < 0) != (value[:, 7:] < 0)
+    flags ^= np.random.default_rng(0).random(flags.shape) < noise
     return finish(cells, local, flags, resolution)
 
 
@@ -136,6 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--case", default="bumps", choices=(*SURFACES, "fragments"))
     parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--noise", type=float, default=0.0, help="share of wrong quads")
     parser.add_argument("--faces", type=int, default=100_000)
     parser.add_argument("--texture", type=int, default=2048)
     parser.add_argument("--device", default="cpu")
@@ -148,7 +153,7 @@ def main() -> None:
     if options.case == "fragments":
         shape = fragments(options.resolution)
     else:
-        shape = dual_grid(SURFACES[options.case], options.resolution)
+        shape = dual_grid(SURFACES[options.case], options.resolution, options.noise)
     what = {
         **vars(options),
         "voxels": len(shape.voxels.coords),

@@ -271,6 +271,8 @@ def _may_collapse(faces: Tensor, around: dict[int, set[int]], u: int, v: int) ->
 
 def smooth(mesh: Mesh, iterations: int, forward: float = 0.5, backward: float = -0.53) -> Mesh:
     """Low-pass filter without shrinkage (Taubin, 1995): a step towards the neighbours' mean, and one back."""
+    if iterations == 0:
+        return mesh
     edges = edges_of(mesh.faces).vertices
     pairs = torch.cat([edges, edges.flip(1)])
     degree = torch.bincount(pairs[:, 0], minlength=len(mesh.vertices)).clamp_min(1)[:, None]

@@ -22,6 +22,7 @@ class Edges:
     vertices: Tensor  # int64 [E, 2]  low, high
     face_count: Tensor  # int64 [E]     sides that lie on the edge
     of_side: Tensor  # int64 [F, 3]  edge of each side
+    sides: Tensor  # int64 [3F]    all sides, edge by edge
 
 
 def edges_of(
@@ -30,14 +31,18 @@ def edges_of(
     """Find all edges of a triangle list."""
     if len(faces) == 0:
         none = torch.zeros(0, dtype=torch.int64, device=faces.device)
-        return Edges(none.reshape(0, 2), none, none.reshape(0, 3))
+        return Edges(none.reshape(0, 2), none, none.reshape(0, 3), none)
     start = faces.long()
     end = start.roll(-1, dims=1)
     count = int(start.max()) + 1
     keys = torch.minimum(start, end) * count + torch.maximum(start, end)
-    unique, inverse, counts = torch.unique(keys.reshape(-1), return_inverse=True, return_counts=True)
-    vertices = torch.stack([unique // count, unique % count], dim=1)
-    return Edges(vertices, counts, inverse.reshape(-1, 3))
+    keys, sides = torch.sort(keys.reshape(-1), stable=True)
+    keys, edge, face_count = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
+    of_side = torch.empty_like(sides)
+    of_side[sides] = edge
+    low = keys // count
+    vertices = torch.stack([low, keys - low * count], dim=1)
+    return Edges(vertices, face_count, of_side.reshape(-1, 3), sides)
 
 
 def partner_sides(edges: Edges) -> Tensor:
@@ -52,10 +57,8 @@ def partner_sides(edges: Edges) -> Tensor:
 
 def sides_of_edges(edges: Edges, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """First two sides, by number, of the chosen edges (bool [E], each with at least two sides)."""
-    order = torch.argsort(edges.of_side.reshape(-1), stable=True)
-    start = torch.cumsum(edges.face_count, 0) - edges.face_count
-    start = start[chosen]
-    return order[start], order[start + 1]
+    start = (torch.cumsum(edges.face_count, 0) - edges.face_count)[chosen]
+    return edges.sides[start], edges.sides[start + 1]
 
 
 def connected_components(
