@@ -128,7 +128,7 @@ def spread_winding(
     disagree: NDArray[np.bool_],  # [F, 3]
     roots: NDArray[np.int64],  # faces that stay as they are
 ) -> NDArray[np.bool_]:  # [F]
-    """Breadth first from the roots. Of two ways into a face that disagree the first one is taken.
+    """Breadth first from the roots. Of two ways into a face that disagree the last one is taken.
 
     NumPy, as there are thousands of small steps.
     """
@@ -136,18 +136,13 @@ def spread_winding(
     seen = np.zeros(len(neighbor) + 1, dtype=bool)
     seen[-1] = True  # no neighbour
     seen[roots] = True
-    place = np.zeros(len(neighbor), dtype=np.int64)
     frontier = roots
     while len(frontier):
         near = neighbor[frontier]
         new = ~seen[near]
         face, turned = near[new], (flip[frontier, None] ^ disagree[frontier])[new]
-        number = np.arange(len(face))
-        place[face[::-1]] = number[::-1]
-        first = place[face] == number
-        frontier = face[first]
-        flip[frontier] = turned[first]
-        seen[frontier] = True
+        flip[face], seen[face] = turned, True
+        frontier = np.unique(face)
     return flip
 
 
