@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from tests.shapes import dual_grid, rainbow, sphere, torus
-from trellis_core.geometry.bake import average_texels, bake_texture, nearest_voxels, to_bytes, to_images
+from trellis_core.geometry.bake import (
+    NEAR,
+    average_texels,
+    bake_texture,
+    nearest_voxels,
+    to_bytes,
+    to_images,
+)
 from trellis_core.geometry.infill import nearest_covered, paint_texture
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
 from trellis_core.geometry.simplify import simplify
@@ -176,3 +183,18 @@ def test_colors_do_not_bleed_out_of_the_charts_of_a_sphere():
     baked = bake_texture(mesh, PBRVoxels(voxels.coords, red, 32), 128, original=original, kernels=KERNELS)
     assert np.array_equal(np.unique(baked.image[..., 0].numpy()), [255])
     assert not baked.image[..., 1:].any()
+
+
+def test_a_point_finds_its_nearest_voxel_within_reach_and_none_beyond():
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.unique(torch.randint(-2, 20, (60, 3), generator=generator), dim=0).int()
+    points = torch.rand(800, 3, generator=generator) * 26 - 4
+    found = nearest_voxels(points, PBRVoxels(coords, torch.zeros(len(coords), 6), 18))
+    there = ((coords >= 0) & (coords < 18)).all(1)
+    near = (coords - points.floor()[:, None]).abs().amax(2) <= NEAR
+    square = (coords + 0.5 - points[:, None]).square().sum(2)
+    square = torch.where(near & there, square, torch.inf)
+    reachable = torch.isfinite(square).any(1)
+    assert 0 < int(reachable.sum()) < len(points)
+    assert torch.equal(found >= 0, reachable)
+    assert torch.equal(square.gather(1, found.clamp_min(0)[:, None])[reachable, 0], square.amin(1)[reachable])
