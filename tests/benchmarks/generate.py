@@ -1,7 +1,7 @@
 """Seconds and peak memory per stage of a run.
 
     python -m tests.benchmarks.generate                                    # embedded model, best device
-    python -m tests.benchmarks.generate --networks trellis2-4b --grid 512  # released sizes, random weights
+    python -m tests.benchmarks.generate --networks configs/trellis2/trellis2-4b  # random weights
 
 With `--networks` the released configuration is filled with random weights and run on the tokens of a
 sphere, so that sizes and times are real although the result is not. Warm-up: one step per flow.
@@ -155,10 +155,12 @@ def timed_flow(meter, name, flow, noise, cond, settings, runtime, **inputs):
 def random_network(folder: Path, settings: PipelineSettings, name: str, runtime: Runtime) -> nn.Module:
     from trellis2.weights import DINOV3_VITL16
 
-    if name == "image_encoder":
-        config = {"name": "DINOv3ViT", "args": DINOV3_VITL16}
-    else:
+    if name != "image_encoder":
         config = network_config(folder / "ckpts" / Path(settings.models[name]).name)
+    elif (folder / f"{settings.image_encoder}.json").exists():
+        config = network_config(folder / settings.image_encoder)
+    else:
+        config = {"name": "DINOv3ViT", "args": DINOV3_VITL16}
     network = build_model(config, MODELS, kernels=runtime.kernels)
     if name != "image_encoder":
         network.set_torso_dtype(runtime.dtype)
@@ -185,7 +187,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="embedded")
     parser.add_argument(
-        "--networks", help="folder name below configs/trellis2: random weights instead of a model"
+        "--networks", type=Path, help="model folder, e.g. configs/trellis2/trellis2-4b: random weights"
     )
     parser.add_argument("--grid", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--device", default="auto")
@@ -208,7 +210,7 @@ def main() -> None:
     meter = Meter(device)
     with torch.inference_mode():
         if options.networks:
-            measure_networks(ROOT / "configs" / "trellis2" / options.networks, options.grid, meter, runtime)
+            measure_networks(options.networks, options.grid, meter, runtime)
         else:
             measure_run(options.picture, meter, runtime, options.model)
     if options.json:
