@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trellis2.models import MODELS
-from trellis2.training import STAGES, Workshop, release, stage_of, train_and_store
+from trellis2.training import STAGES, release, stage_of, train_and_store
+from trellis2.workshop import Workshop
 from trellis_core.training.checkpoints import averaged_weights, load_checkpoint, save_checkpoint
 from trellis_core.training.loop import LoopSettings, train
 from trellis_core.training.objectives import (
