@@ -26,7 +26,7 @@ from trellis_core.memory.devices import DeviceInfo
 from trellis_core.models.image_encoder import DINOv3ViT
 from trellis_core.runtime import Runtime
 from trellis_core.weights import hub
-from trellis_core.weights.load import build_model, configured_dtype, fill_model, read_config
+from trellis_core.weights.load import configured_dtype, load_model, read_config
 from trellis_core.weights.verify import count_parameters
 
 IMAGE_ENCODER = "image_encoder"  # its name among the networks; pipeline.json keeps it apart
@@ -60,11 +60,10 @@ def open_networks(stems: Mapping[str, Path]) -> Networks:
 def load_network(stem: Path, runtime: Runtime) -> nn.Module:
     """One network in host memory, strictly loaded, its torso in the precision the runtime asks for."""
     config = network_config(stem)
-    network: Any = build_model(config, MODELS, source=hub.config_of(stem), kernels=runtime.kernels)
-    if config["name"] != DINOv3ViT.__name__:  # the encoder runs in float32, as released
-        network.set_torso_dtype(torso_dtype(configured_dtype(config), runtime))
-    fill_model(network, hub.weights_of(stem))
-    return network  # type: ignore[no-any-return]
+    # the image encoder runs in float32, as released
+    encoder = config["name"] == DINOv3ViT.__name__
+    dtype = torch.float32 if encoder else torso_dtype(configured_dtype(config), runtime)
+    return load_model(stem, MODELS, dtype=dtype, kernels=runtime.kernels, config=config)
 
 
 def network_config(stem: Path) -> dict[str, Any]:

@@ -52,4 +52,4 @@ class Networks:
                 f"this model has no network `{name}`",
                 hint=f"it has: {', '.join(sorted(self._loaders))}",
             )
-        return self._loaders[name](runtime).eval().requires_grad_(False)
+        return self._loaders[name](runtime)

@@ -35,12 +35,13 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,  # of the torso; None: as configured
     kernels: object = None,  # trellis_core.kernels.table.Kernels
+    config: Mapping[str, Any] | None = None,  # instead of reading it from `stem.json`
 ) -> nn.Module:
     """A network with its weights on `device`, in evaluation mode and without gradients.
 
     Raises `ModelError` when a file is missing or damaged, the class is unknown, or keys or shapes do not fit.
     """
-    config = read_config(stem)
+    config = config or read_config(stem)
     model = build_model(config, classes, source=_beside(stem, ".json"), kernels=kernels)
     set_torso_dtype = getattr(model, "set_torso_dtype", None)
     if set_torso_dtype is not None:
