@@ -13,15 +13,24 @@ import pytest
 FOLDER = Path(__file__).parent / "gltf"
 
 
+def missing_validator() -> str:
+    """What keeps the validator from running here; empty when nothing does."""
+    if shutil.which("node") is None:
+        return "node is not installed"
+    if not (FOLDER / "node_modules" / "gltf-validator").is_dir():
+        return "gltf-validator is not installed: run `npm install` in tests/gltf"
+    return ""
+
+
 def validate(path: Path) -> dict[str, Any]:
     """The validator's report on a .glb or .gltf file; skips the test when node or the package is absent."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    if not (FOLDER / "node_modules" / "gltf-validator").is_dir():
-        pytest.skip("gltf-validator is not installed: run `npm install` in tests/gltf")
+    if problem := missing_validator():
+        pytest.skip(problem)
     result = subprocess.run(
-        [node, str(FOLDER / "validate.mjs"), str(path.resolve())], capture_output=True, text=True, check=True
+        ["node", str(FOLDER / "validate.mjs"), str(path.resolve())],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     report: dict[str, Any] = json.loads(result.stdout)
     return report
