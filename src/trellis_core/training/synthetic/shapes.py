@@ -22,7 +22,7 @@ from trellis_core.kernels.warp_start import start_warp
 start_warp()
 
 BOX, CONE, ELLIPSOID, DOME, TORUS, CAPSULE, PRISM = range(7)
-UNION, CARVE = range(2)  # CARVE subtracts, and paints the wall it leaves with its own material
+UNION, CARVE, ADD = range(3)  # CARVE subtracts, and paints the wall it leaves; ADD joins after all carving
 ROW = 20  # floats per packed part: kind, operation, size 4, position 3, rotation 9, spare 2
 
 Vector = tuple[float, float, float]
@@ -51,6 +51,7 @@ class Part:
     material: Material
     turn: Vector = (0.0, 0.0, 0.0)  # degrees about x, then y, then z
     operation: int = UNION
+    role: str = "body"  # which part of the object this is, for captions and evaluation
 
     def extents(self) -> np.ndarray:  # float64 [3]  half extents of the box around the unturned primitive
         s = self.size
@@ -202,7 +203,7 @@ def solid_distance(rows: wp.array2d(dtype=float), first: int, last: int, point: 
             rows[i, 15] * q[0] + rows[i, 16] * q[1] + rows[i, 17] * q[2],
         )
         e = _primitive(int(rows[i, 0]), local, rows[i, 2], rows[i, 3], rows[i, 4], rows[i, 5])
-        if rows[i, 1] == 0.0:
+        if rows[i, 1] != 1.0:
             if e < d:
                 d = e
                 part = float(i)
