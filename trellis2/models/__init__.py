@@ -16,9 +16,11 @@ from trellis2.models.sparse_vae import (
 from trellis_core.models.image_encoder import DINOv3ViT
 from trellis_core.models.structure_flow import SparseStructureFlowModel
 from trellis_core.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder
+from trellis_core.models.text_encoder import CLIPTextEncoder
 
 MODELS: Mapping[str, type[nn.Module]] = {
     "DINOv3ViT": DINOv3ViT,
+    "CLIPTextEncoder": CLIPTextEncoder,
     "SparseStructureFlowModel": SparseStructureFlowModel,
     "SparseStructureEncoder": SparseStructureEncoder,
     "SparseStructureDecoder": SparseStructureDecoder,

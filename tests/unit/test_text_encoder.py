@@ -1,0 +1,175 @@
+"""The text half of CLIP and its tokenizer.
+
+Properties: features follow the published formula (an independent computation, and `transformers` where it
+is installed); each token sees only what stands before it; state-dict names are the published ones; a word
+list becomes a vocabulary in which every word is one token.
+Letters: B batch, L tokens, C channels. Not tested here: what a trained encoder knows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from trellis_core.errors import InputError, ModelError
+from trellis_core.models.text_encoder import CLIPTextEncoder
+
+SIZES = {
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 9,
+}
+
+
+def random_encoder(**changes: int) -> CLIPTextEncoder:
+    """Weights large enough for every part to matter."""
+    torch.manual_seed(0)
+    model = CLIPTextEncoder(**{**SIZES, **changes})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> CLIPTextEncoder:
+    return random_encoder()
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(31, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+def published_formula(weights: dict[str, torch.Tensor], row: list[int], heads: int) -> torch.Tensor:
+    """Pre-norm transformer with causal softmax attention, one token and one head at a time, in float64."""
+    w = {name: tensor.detach().double() for name, tensor in weights.items()}
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean()
+        return centred / (centred.square().mean() + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    embeddings = "text_model.embeddings"
+    stream = [
+        w[f"{embeddings}.token_embedding.weight"][token] + w[f"{embeddings}.position_embedding.weight"][place]
+        for place, token in enumerate(row)
+    ]
+    depth = 1 + max(int(name.split(".")[3]) for name in w if ".layers." in name)
+    for layer in (f"text_model.encoder.layers.{i}" for i in range(depth)):
+        seen = [norm(f"{layer}.layer_norm1", x) for x in stream]
+        q, k, v = ([linear(f"{layer}.self_attn.{p}_proj", x) for x in seen] for p in "qkv")
+        width = len(q[0]) // heads
+        for place in range(len(row)):
+            mixed = []
+            for span in (slice(h * width, (h + 1) * width) for h in range(heads)):
+                scores = [math.exp(q[place][span] @ k[j][span] / math.sqrt(width)) for j in range(place + 1)]
+                mixed.append(sum(s * v[j][span] for j, s in enumerate(scores)) / sum(scores))
+            stream[place] = stream[place] + linear(f"{layer}.self_attn.out_proj", torch.cat(mixed))
+        for place, x in enumerate(stream):
+            hidden = linear(f"{layer}.mlp.fc1", norm(f"{layer}.layer_norm2", x))
+            hidden = hidden / (1 + torch.exp(-1.702 * hidden))
+            stream[place] = x + linear(f"{layer}.mlp.fc2", hidden)
+    return torch.stack([norm("text_model.final_layer_norm", x) for x in stream])
+
+
+def test_features_follow_the_published_formula(encoder, tokens):
+    got = encoder(tokens)
+    assert got.shape == (2, 7, 12)
+    for row, features in zip(tokens.tolist(), got, strict=True):
+        want = published_formula(encoder.state_dict(), row, SIZES["num_attention_heads"])
+        torch.testing.assert_close(features.double(), want, atol=1e-5, rtol=1e-5)
+
+
+def test_transformers_computes_the_same(encoder, tokens):
+    transformers = pytest.importorskip("transformers", reason="parity with the development dependency")
+    config = transformers.CLIPTextConfig(**SIZES, hidden_act="quick_gelu", eos_token_id=30)
+    theirs = transformers.CLIPTextModel(config).eval()
+    theirs.load_state_dict(encoder.state_dict(), strict=False)
+    want = theirs(tokens).last_hidden_state
+    torch.testing.assert_close(encoder(tokens), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_does_not_see_what_follows(encoder, tokens):
+    changed = tokens.clone()
+    changed[:, 4:] = (changed[:, 4:] + 1) % 31
+    before, after = encoder(tokens), encoder(changed)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-2)
+
+
+def test_the_same_word_at_another_place_is_another_feature(encoder):
+    features = encoder(torch.tensor([[5, 5, 5]]))
+    assert not torch.allclose(features[0, 0], features[0, 1], atol=1e-2)
+
+
+def test_names_and_sizes_are_those_of_the_published_large_model():
+    with torch.device("meta"):
+        model = CLIPTextEncoder(
+            vocab_size=49408,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+        )
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes["text_model.embeddings.token_embedding.weight"] == [49408, 768]
+    assert shapes["text_model.embeddings.position_embedding.weight"] == [77, 768]
+    assert shapes["text_model.final_layer_norm.weight"] == [768]
+    layer = "text_model.encoder.layers.11"
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        assert shapes[f"{layer}.self_attn.{part}.weight"] == [768, 768]
+    assert shapes[f"{layer}.mlp.fc1.weight"] == [3072, 768]
+    assert shapes[f"{layer}.mlp.fc2.bias"] == [768]
+    assert shapes[f"{layer}.layer_norm2.bias"] == [768]
+    assert len(shapes) == 2 + 12 * 16 + 2
+    assert sum(tensor.numel() for tensor in model.parameters()) == 123_060_480
+
+
+def test_files_may_hold_position_numbers(encoder, tokens):
+    model = random_encoder(num_hidden_layers=2)
+    numbers = {"text_model.embeddings.position_ids": torch.arange(9)[None]}
+    model.load_state_dict({**encoder.state_dict(), **numbers}, strict=True)
+    torch.testing.assert_close(model(tokens), encoder(tokens))
+
+
+def test_bfloat16_layers_stay_close_to_float32(tokens):
+    model = random_encoder()
+    want = model(tokens)
+    model.set_torso_dtype(torch.bfloat16)
+    got = model(tokens)
+    assert got.dtype == torch.float32
+    assert model.text_model.encoder.layers[0].layer_norm1.weight.dtype == torch.float32
+    assert model.text_model.encoder.layers[0].mlp.fc1.weight.dtype == torch.bfloat16
+    assert (got - want).norm() < 0.05 * want.norm()
+
+
+def test_an_initialised_encoder_tells_texts_apart_and_all_of_it_learns(tokens):
+    torch.manual_seed(0)
+    model = CLIPTextEncoder(**SIZES)
+    model.initialize()
+    features = model(tokens)
+    assert not torch.allclose(features[0], features[1], atol=1e-2)
+    (features * torch.randn_like(features)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (4,)])
+def test_more_tokens_than_places_are_refused(encoder, shape):
+    with pytest.raises(InputError, match="at most 9"):
+        encoder(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_variants_we_cannot_run_are_refused():
+    with pytest.raises(ModelError, match="gelu"):
+        CLIPTextEncoder(**SIZES, hidden_act="gelu")
+    with pytest.raises(ModelError, match="5 heads"):
+        CLIPTextEncoder(**{**SIZES, "num_attention_heads": 5})
