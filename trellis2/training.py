@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,17 +22,14 @@ from torch import Tensor, nn
 from trellis2.models.sparse_blocks import SparseResBlock, SparseResBlockS2C3d
 from trellis2.release import ReleaseFacts, TrainedNetwork, write_release
 from trellis2.workshop import Latents, Workshop
-from trellis_core.models.image_encoder import prepare_images
 from trellis_core.sparse.tensor import SparseTensor
-from trellis_core.training.loop import LoopSettings, Objective, train
+from trellis_core.training.loop import Log, LoopSettings, Objective, train
 from trellis_core.training.objectives import (
     kl_divergence,
     noised,
-    posterior_sample,
     velocity_target,
 )
 from trellis_core.training.optimizer import OptimizerSettings
-from trellis_core.training.precision import Float32Attention
 from trellis_core.training.regressor import VoxelRegressor, regression_losses
 from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
 from trellis_core.training.synthetic.objects import CATEGORIES
@@ -41,32 +37,46 @@ from trellis_core.training.synthetic.objects import CATEGORIES
 Stage = Callable[[Workshop], tuple[nn.Module, Objective]]
 
 
-def train_image_encoder(shop: Workshop) -> tuple[nn.Module, Objective]:
-    """Pictures to coarse voxels; the regressor's head is thrown away afterwards."""
-    settings, grid = shop.settings("image_encoder"), shop.recipe["regressor"]["grid"]
-    size = shop.recipe["models"]["image_encoder"]["args"]
+def train_encoders(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """Pictures, and captions, to coarse voxels by one regressor, whose head is thrown away afterwards."""
+    settings, size = shop.settings("encoders"), shop.recipe["models"]["image_encoder"]["args"]
+    head = shop.recipe["regressor"]
     regressor = VoxelRegressor(
         size["hidden_size"],
         size["num_attention_heads"],
-        shop.recipe["regressor"]["num_blocks"],
-        grid,
+        head["num_blocks"],
+        head["grid"],
+        head["queries"],
         len(CATEGORIES),
-        Float32Attention(),
-    )
+        shop.kernels,
+    ).to(shop.device)
     model = nn.ModuleDict({"image_encoder": shop.build("image_encoder"), "regressor": regressor})
     sharpen_positions(model["image_encoder"])
-    occupancy = occupancy_grids(shop.dataset, shop.recipe["resolution"], grid)
-    colors = color_grids(shop.dataset, shop.recipe["resolution"], grid)
+    if shop.has_text:
+        model["text_encoder"] = shop.build("text_encoder")
+    occupancy = occupancy_grids(shop.dataset, shop.recipe["resolution"], head["grid"])
+    colors = color_grids(shop.dataset, shop.recipe["resolution"], head["grid"])
+
+    def losses_of(chosen: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        return regression_losses(
+            model["regressor"](tokens),
+            occupancy[chosen].float()[:, None],
+            colors[chosen].float() / 255,
+            shop.dataset.category[chosen].long(),
+        )
 
     def objective(step: int) -> Mapping[str, Tensor]:
         chosen = shop.choose(settings["batch_size"])
-        predicted = model["regressor"](model["image_encoder"](random_pictures(shop, chosen)))
-        return regression_losses(
-            predicted,
-            torch.from_numpy(occupancy[chosen]).float()[:, None],
-            torch.from_numpy(colors[chosen]).float() / 255,
-            torch.from_numpy(shop.dataset.category[chosen]).long(),
-        )
+        losses = losses_of(chosen, model["image_encoder"](shop.pictures(chosen)))
+        if not shop.has_text:
+            return losses
+        chosen = shop.choose(settings["text_batch_size"])
+        text = losses_of(chosen, model["text_encoder"](shop.prompts(chosen)))
+        return {
+            **losses,
+            "loss": losses["loss"] + text["loss"],
+            **{f"text_{name}": value for name, value in text.items() if name != "loss"},
+        }
 
     return model, objective
 
@@ -84,13 +94,6 @@ def sharpen_positions(encoder: nn.Module) -> None:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
 
-def random_pictures(shop: Workshop, chosen: np.ndarray) -> Tensor:  # float32 [B, 3, S, S]
-    """One random view of each object, normalised for the encoder."""
-    views = torch.randint(shop.dataset.pictures.shape[1], (len(chosen),), generator=shop.generator).numpy()
-    pictures = torch.from_numpy(shop.dataset.pictures[chosen, views]).permute(0, 3, 1, 2).float() / 255
-    return prepare_images(pictures, shop.recipe["image_size"])
-
-
 def train_structure_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Binary cross-entropy and Dice of the token grid, and KL; the decoder also learns to bear noisy
     latents."""
@@ -99,10 +102,9 @@ def train_structure_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     model = nn.ModuleDict({name: shop.build(name) for name in names})
 
     def objective(step: int) -> Mapping[str, Tensor]:
-        occupancy = torch.from_numpy(shop.tokens[shop.choose(settings["batch_size"])]).float()[:, None]
+        occupancy = shop.tokens[shop.choose(settings["batch_size"])].float()[:, None]
         mean, logvar = model["sparse_structure_encoder"](occupancy)
-        latent = posterior_sample(mean, logvar, shop.generator)
-        latent = latent + settings["latent_noise"] * torch.randn(latent.shape, generator=shop.generator)
+        latent = shop.noisy_latent(mean, logvar, settings)
         logits = model["sparse_structure_decoder"](latent)
         bce = F.binary_cross_entropy_with_logits(logits, occupancy)
         kl = kl_divergence(mean, logvar)
@@ -167,8 +169,8 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
 
     def objective(step: int) -> Mapping[str, Tensor]:
         attrs = shop.voxel_batch(shop.choose(settings["batch_size"])).attrs
-        if torch.rand((), generator=shop.generator) < settings["repaint"]:
-            attrs = repainted(attrs, shop.generator)
+        if shop.chance(settings["repaint"]):
+            attrs = repainted(attrs, shop)
         mean, logvar = model["tex_slat_encoder"](attrs)
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
         error = model["tex_slat_decoder"](latent)[0].feats - attrs.feats
@@ -190,21 +192,21 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     return model, objective
 
 
-def repainted(attrs: SparseTensor, generator: torch.Generator, planes: int = 3) -> SparseTensor:
+def repainted(attrs: SparseTensor, shop: Workshop, planes: int = 3) -> SparseTensor:
     """Give half of the regions between random planes a random opaque material.
 
-    A few objects show a few materials only; an autoencoder of colors learns from many.
+    Objects show a few materials only; an autoencoder of colors learns from many.
     """
     count, regions = attrs.batch_size, 2**planes
-    normals = torch.randn(count, planes, 3, generator=generator)
+    normals = shop.noise(count, planes, 3)
     places = attrs.coords[:, 1:].float()
-    middle = places.mean(dim=0) + 8 * torch.randn(count, planes, 3, generator=generator)
+    middle = places.mean(dim=0) + 0.15 * places.max() * shop.noise(count, planes, 3)
     offsets = (normals * middle).sum(dim=-1)
     sides = (attrs.broadcast(normals) @ places[:, :, None]).squeeze(-1) > attrs.broadcast(offsets)
-    region = (sides * 2 ** torch.arange(planes)).sum(dim=1) + regions * attrs.coords[:, 0]
-    paint = 2 * torch.rand(count * regions, attrs.feats.shape[1], generator=generator) - 1
+    region = (sides * 2 ** torch.arange(planes, device=attrs.device)).sum(dim=1) + regions * attrs.coords[:, 0]
+    paint = 2 * shop.uniform(count * regions, attrs.feats.shape[1]) - 1
     paint[:, 5] = 1
-    chosen = torch.rand(count * regions, 1, generator=generator) < 0.5
+    chosen = shop.uniform(count * regions, 1) < 0.5
     return attrs.replace(torch.where(chosen[region], paint[region], attrs.feats))
 
 
@@ -240,87 +242,79 @@ def start_precise(encoder: nn.Module, logvar: float = -4.0) -> None:
 
 
 def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
-    """Noise to structure latents, given picture tokens."""
-    settings, features = shop.settings("structure_flow"), shop.features
-    encoder = shop.finished("structure_vae", "sparse_structure_encoder")
-    occupancy = torch.from_numpy(shop.tokens)[:, None]
-    with torch.no_grad():
-        latents = torch.cat([encoder(part.float())[0] for part in occupancy.split(256)])
+    """Noise to structure latents, given picture or text tokens."""
+    settings = shop.settings("structure_flow")
+    latents = structure_latents(shop)
     model = nn.ModuleDict({"sparse_structure_flow_model": shop.build("sparse_structure_flow_model")})
 
     def objective(step: int) -> Mapping[str, Tensor]:
         chosen = shop.choose(settings["batch_size"])
-        x, t = latents[chosen], shop.times(settings, len(chosen))
-        noise = torch.randn(x.shape, generator=shop.generator)
+        x, t = latents[chosen].float(), shop.times(settings, len(chosen))
+        noise = shop.noise(*x.shape)
         scale = t.view(-1, 1, 1, 1, 1)
         predicted = model["sparse_structure_flow_model"](
-            noised(x, noise, scale), 1000 * t, shop.conditions(features, chosen)
+            noised(x, noise, scale), 1000 * t, shop.conditions(chosen)
         )
-        error = (predicted - velocity_target(x, noise)).square().mean(dim=(1, 2, 3, 4))
+        error = (predicted.float() - velocity_target(x, noise)).square().mean(dim=(1, 2, 3, 4))
         return {"loss": error.mean(), **by_time(error, t)}
 
     return model, objective
 
 
+@torch.no_grad()
+def structure_latents(shop: Workshop) -> Tensor:  # float16 [n, C, r, r, r]
+    """Posterior means of all token grids."""
+    encoder = shop.finished("structure_vae", "sparse_structure_encoder")
+    return torch.cat([encoder(part.float()[:, None])[0].half() for part in shop.tokens.split(256)])
+
+
 def train_shape_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
-    """Noise to normalised shape latents on the occupied tokens, given picture tokens."""
-    latents = shop.latents("shape")
-    return _train_latent_flow(
-        shop, "shape_flow", f"shape_slat_flow_model_{shop.recipe['resolution']}", latents, None
-    )
+    """Noise to normalised shape latents on the occupied tokens, given picture or text tokens."""
+    name = f"shape_slat_flow_model_{shop.recipe['resolution']}"
+    return _train_latent_flow(shop, "shape_flow", name, shop.latents("shape"), None)
 
 
 def train_texture_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
-    """Noise to normalised texture latents, given picture tokens and the shape latent."""
-    return _train_latent_flow(
-        shop,
-        "texture_flow",
-        f"tex_slat_flow_model_{shop.recipe['resolution']}",
-        shop.latents("texture"),
-        shop.latents("shape"),
-    )
+    """Noise to normalised texture latents, given picture or text tokens and the shape latent."""
+    name = f"tex_slat_flow_model_{shop.recipe['resolution']}"
+    return _train_latent_flow(shop, "texture_flow", name, shop.latents("texture"), shop.latents("shape"))
 
 
 def _train_latent_flow(
     shop: Workshop, stage: str, name: str, latents: Latents, concat: Latents | None
 ) -> tuple[nn.Module, Objective]:
-    settings, features = shop.settings(stage), shop.features
+    settings = shop.settings(stage)
     model = nn.ModuleDict({name: shop.build(name)})
-    lengths = np.diff(latents.starts)
-    same_length = {int(n): np.flatnonzero(lengths == n) for n in np.unique(lengths)}
 
     def objective(step: int) -> Mapping[str, Tensor]:
-        # attention runs samples of one length as one batch, so a batch is a few groups of equal length
-        anchors = torch.randint(len(lengths), (settings["groups"],), generator=shop.generator).numpy()
-        chosen = np.concatenate(
-            [shop.some(same_length[int(lengths[a])], settings["group_size"]) for a in anchors]
-        )
+        chosen = shop.choose(settings["batch_size"])
         coords, x = latents.batch(chosen)
         t = shop.times(settings, len(chosen))
-        noise = torch.randn(x.shape, generator=shop.generator)
+        noise = shop.noise(*x.shape)
         sparse = SparseTensor(x, coords, len(chosen))
         scale = sparse.broadcast(t[:, None])
         extra = () if concat is None else (sparse.replace(concat.batch(chosen)[1]),)
         predicted = model[name](
-            sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(features, chosen), *extra
+            sparse.replace(noised(x, noise, scale)), 1000 * t, shop.conditions(chosen), *extra
         ).feats
-        error = (predicted - velocity_target(x, noise)).square().mean(dim=1)
+        error = (predicted.float() - velocity_target(x, noise)).square().mean(dim=1)
         return {"loss": error.mean(), **by_time(error, scale[:, 0])}
 
     return model, objective
 
 
 def by_time(error: Tensor, t: Tensor) -> dict[str, Tensor]:
-    """Mean error near the data, in the middle and near the noise; nan where no sample fell."""
+    """Mean error near the data, in the middle and near the noise; of all where no sample fell."""
     error = error.detach()
     spans = {"low": t < 0.4, "mid": (t >= 0.4) & (t < 0.8), "high": t >= 0.8}
     return {
-        name: error[inside].mean() if bool(inside.any()) else error.mean() for name, inside in spans.items()
+        name: torch.where(inside.any(), (error * inside).sum() / inside.sum().clamp_min(1), error.mean())
+        for name, inside in spans.items()
     }
 
 
 STAGES: Mapping[str, Stage] = {
-    "image_encoder": train_image_encoder,
+    "encoders": train_encoders,
     "structure_vae": train_structure_vae,
     "shape_vae": train_shape_vae,
     "texture_vae": train_texture_vae,
@@ -334,7 +328,8 @@ def stage_of(recipe: Mapping[str, Any]) -> Mapping[str, str]:
     """Network -> the stage that trains it."""
     size = recipe["resolution"]
     return {
-        "image_encoder": "image_encoder",
+        "image_encoder": "encoders",
+        **({"text_encoder": "encoders"} if "text" in recipe else {}),
         "sparse_structure_encoder": "structure_vae",
         "sparse_structure_decoder": "structure_vae",
         "sparse_structure_flow_model": "structure_flow",
@@ -350,7 +345,7 @@ def stage_of(recipe: Mapping[str, Any]) -> Mapping[str, str]:
 def release(shop: Workshop, folder: Path) -> None:
     """Write the finished networks as a model folder in the released layout."""
     networks = {
-        name: TrainedNetwork(shop.recipe["models"][name], shop.finished(stage, name))
+        name: TrainedNetwork(shop.config(name), shop.finished(stage, name))
         for name, stage in stage_of(shop.recipe).items()
     }
     shape, texture = shop.latents("shape"), shop.latents("texture")
@@ -367,10 +362,10 @@ def release(shop: Workshop, folder: Path) -> None:
 
 
 def train_and_store(
-    shop: Workshop, stage: str, settings: LoopSettings, log: Callable[[str], None] = lambda line: None
+    shop: Workshop, stage: str, settings: LoopSettings, log: Log = lambda entry: None
 ) -> None:
     """Train one stage for a piece, continuing from its checkpoint in the run folder."""
     model, objective = STAGES[stage](shop)
-    log(f"{stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(shop.dataset)} objects")
     optimizer = OptimizerSettings(**shop.settings(stage).get("optimizer", {}))
-    train(model, objective, optimizer, settings, shop.run / f"{stage}.safetensors", log)
+    generators = {"generator": shop.generator, "host": shop.host}
+    train(model, objective, optimizer, settings, shop.run / f"{stage}.safetensors", log, generators)

@@ -1,29 +1,37 @@
 """What the training stages share: recipe, data, random numbers and the networks that are finished.
 
-Letters: B batch, T packed tokens or voxels, M picture tokens, C channels.
+Everything lies on the data's device. Letters: B batch, T packed tokens or voxels, M condition tokens, C
+channels, n objects, V views, K captions, L words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trellis2.models import MODELS
+from trellis_core.errors import ModelError
+from trellis_core.kernels.table import Kernels
 from trellis_core.models.image_encoder import prepare_images
+from trellis_core.models.tokenizer import Tokenizer, word_vocabulary
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.checkpoints import averaged_weights
 from trellis_core.training.objectives import logit_normal_times, posterior_sample
-from trellis_core.training.precision import Float32Attention
+from trellis_core.training.precision import mixed_precision
+from trellis_core.training.synthetic.captions import WORDS
 from trellis_core.training.synthetic.grids import occupancy_grids
 from trellis_core.training.synthetic.shards import Dataset
+
+ENCODE_ROWS = 600_000  # voxels that an encoder takes at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,110 +41,186 @@ class Workshop:
     recipe: Mapping[str, Any]
     dataset: Dataset
     run: Path  # where checkpoints of stages lie
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    generator: torch.Generator = field(default_factory=torch.Generator)  # on the data's device
+    host: torch.Generator = field(default_factory=torch.Generator)  # of decisions that the host takes
+    kernels: Kernels = field(default_factory=Kernels)
+    dtype: torch.dtype | None = None  # of matrix products when finished networks encode data
+    keep_caches: bool = True  # store encoded data in the run folder for the next start
+
+    @property
+    def device(self) -> torch.device:
+        return self.dataset.coords.device
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         return self.recipe["stages"][stage]  # type: ignore[no-any-return]
 
+    def config(self, name: str) -> dict[str, Any]:
+        """`{"name", "args"}` of a network; a text encoder's vocabulary follows from the captions' words."""
+        entry = self.recipe["models"][name]
+        if name == "text_encoder":
+            text = {"vocab_size": len(self.tokenizer.vocab), "max_position_embeddings": self.tokenizer.max_length}
+            return {"name": entry["name"], "args": {**entry["args"], **text}}
+        return dict(entry)
+
     def build(self, name: str) -> nn.Module:
         """A network of the recipe with random weights."""
-        entry = self.recipe["models"][name]
-        network = MODELS[entry["name"]](**entry["args"], kernels=Float32Attention())
+        entry = self.config(name)
+        network = MODELS[entry["name"]](**entry["args"], kernels=self.kernels)
         network.initialize()  # type: ignore[operator]
-        return network
+        return network.to(self.device)
 
     def finished(self, stage: str, name: str) -> nn.Module:
         """A network of an earlier stage, frozen, with its averaged weights."""
+        path = self.run / f"{stage}.safetensors"
+        if not path.exists():
+            raise ModelError(f"`{name}` is not trained yet", hint=f"run the stage `{stage}` first")
         network = self.build(name)
-        network.load_state_dict(averaged_weights(self.run / f"{stage}.safetensors", f"{name}."))
+        network.load_state_dict(averaged_weights(path, f"{name}."))
         return network.eval().requires_grad_(False)
 
-    def choose(self, count: int) -> np.ndarray:
+    def fingerprint(self, stage: str) -> str:
+        """Of the averaged weights of a finished stage and the data: caches made from them carry it."""
+        digest = hashlib.sha256()
+        for name, value in sorted(averaged_weights(self.run / f"{stage}.safetensors").items()):
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        digest.update(self.dataset.seeds.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def cached(self, name: str, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` gives, stored under `name` for as long as the stage's weights and the data stay."""
+        if not self.keep_caches:
+            return make()
+        path, mark = self.run / f"{name}.safetensors", self.fingerprint(stage)
+        if path.exists():
+            with safe_open(path, framework="pt") as file:
+                current = (file.metadata() or {}).get("fingerprint") == mark
+            if current:
+                return load_file(path, device=str(self.device))
+        made = make()
+        save_file({k: v.contiguous() for k, v in made.items()}, path, {"fingerprint": mark})
+        return made
+
+    # ---- random numbers
+
+    def choose(self, count: int) -> Tensor:  # int64 [B]
         """Random objects of the dataset."""
-        return torch.randint(len(self.dataset), (count,), generator=self.generator).numpy()
+        return self.integers(len(self.dataset), count)
 
-    def some(self, members: np.ndarray, count: int) -> np.ndarray:
-        """Up to `count` random different members."""
-        order = torch.randperm(len(members), generator=self.generator)[:count]
-        return members[order.numpy()]  # type: ignore[no-any-return]
+    def integers(self, end: int, count: int) -> Tensor:  # int64 [count], below `end`
+        return torch.randint(end, (count,), generator=self.generator, device=self.device)
 
-    def voxel_batch(self, chosen: np.ndarray) -> VoxelBatch:
-        """The voxels of the chosen objects."""
-        sample, rows = stacked(self.dataset.starts, chosen)
-        d, index = self.dataset, rows.numpy()
-        coords = torch.cat([sample, torch.from_numpy(d.coords[index]).int()], dim=1)
-        position = SparseTensor(torch.from_numpy(d.position[index]).float() / 255, coords, len(chosen))
-        bits = torch.from_numpy(d.flags[index])[:, None] >> torch.arange(3, dtype=torch.uint8)
-        attrs = torch.from_numpy(d.attrs[index]).float() / 127.5 - 1
-        return VoxelBatch(position, (bits & 1).bool(), position.replace(attrs))
+    def noise(self, *shape: int) -> Tensor:  # float32, standard normal
+        return torch.randn(*shape, generator=self.generator, device=self.device)
 
-    def noisy_latent(self, mean: Tensor, logvar: Tensor, settings: Mapping[str, Any]) -> Tensor:
-        """A posterior sample with a little noise on top, as a flow's samples have."""
-        latent = posterior_sample(mean, logvar, self.generator)
-        return latent + settings["latent_noise"] * torch.randn(latent.shape, generator=self.generator)
+    def uniform(self, *shape: int) -> Tensor:  # float32 in [0, 1)
+        return torch.rand(*shape, generator=self.generator, device=self.device)
 
-    def latents(self, kind: Literal["shape", "texture"]) -> Latents:
-        """Normalised posterior means of the first `latent_objects`, made once and kept in the run folder."""
-        path = self.run / f"{kind}_latents.safetensors"
-        if not path.exists():
-            self._encode(path, kind)
-        stored = load_file(path)
-        mean, std = stored["feats"].float().mean(dim=0), stored["feats"].float().std(dim=0)
-        return Latents(
-            stored["coords"], (stored["feats"].float() - mean) / std, stored["starts"].numpy(), mean, std
-        )
-
-    @torch.no_grad()
-    def _encode(self, path: Path, kind: Literal["shape", "texture"]) -> None:
-        name = "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder"
-        encoder = self.finished(f"{kind}_vae", name)
-        parts = []
-        count = min(self.recipe["latent_objects"], len(self.dataset))
-        for chosen in np.array_split(np.arange(count), max(count // 16, 1)):
-            voxels = self.voxel_batch(chosen)
-            inputs = (voxels.position, voxels.flags) if kind == "shape" else (voxels.attrs,)
-            parts.append(encoder(*inputs)[0])
-        lengths = [n for part in parts for n in part.seqlens]
-        save_file(
-            {
-                "coords": torch.cat([p.coords[:, 1:].byte() for p in parts]),
-                "feats": torch.cat([p.feats.half() for p in parts]),
-                "starts": torch.tensor([0, *lengths]).cumsum(0),
-            },
-            path,
-        )
+    def chance(self, probability: float) -> bool:
+        return bool(torch.rand((), generator=self.host) < probability)
 
     def times(self, settings: Mapping[str, Any], count: int) -> Tensor:  # float32 [B]
         """Times of a batch, logit-normal."""
         mean, std = settings["times"]
         return logit_normal_times(count, mean, std, self.generator)
 
-    def conditions(self, features: Tensor, chosen: np.ndarray, drop: float = 0.1) -> Tensor:
-        """Tokens float32 [B, M, C] of a random view of each object, zeros with probability `drop`."""
-        views = torch.randint(features.shape[1], (len(chosen),), generator=self.generator)
-        keep = torch.rand(len(chosen), generator=self.generator) >= drop
-        return features[torch.from_numpy(chosen), views].float() * keep[:, None, None]
+    # ---- voxels and latents
+
+    def voxel_batch(self, chosen: Tensor) -> VoxelBatch:
+        """The voxels of the chosen objects."""
+        sample, rows = stacked(self.dataset.starts, chosen)
+        d = self.dataset
+        coords = torch.cat([sample, d.coords[rows].int()], dim=1)
+        position = SparseTensor(d.position[rows].float() / 255, coords, len(chosen))
+        bits = d.flags[rows, None] >> torch.arange(3, dtype=torch.uint8, device=rows.device)
+        return VoxelBatch(position, (bits & 1).bool(), position.replace(d.attrs[rows].float() / 127.5 - 1))
+
+    def noisy_latent(self, mean: Tensor, logvar: Tensor, settings: Mapping[str, Any]) -> Tensor:
+        """A posterior sample with a little noise on top, as a flow's samples have."""
+        latent = posterior_sample(mean, logvar, self.generator)
+        return latent + settings["latent_noise"] * self.noise(*latent.shape)
+
+    def latents(self, kind: Literal["shape", "texture"]) -> Latents:
+        """Normalised posterior means of all objects."""
+        stored = self.cached(f"{kind}_latents", f"{kind}_vae", lambda: self._encode(kind))
+        feats = stored["feats"].float()
+        mean, std = feats.mean(dim=0), feats.std(dim=0)
+        return Latents(stored["coords"], (feats - mean) / std, stored["starts"], mean, std)
+
+    @torch.no_grad()
+    def _encode(self, kind: Literal["shape", "texture"]) -> dict[str, Tensor]:
+        encoder = self.finished(f"{kind}_vae", "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder")
+        parts = []
+        for chosen in spans(self.dataset.starts, ENCODE_ROWS):
+            voxels = self.voxel_batch(chosen)
+            with mixed_precision(self.device.type, self.dtype):
+                mean, _ = encoder(*((voxels.position, voxels.flags) if kind == "shape" else (voxels.attrs,)))
+            parts.append((mean.coords[:, 1:].byte(), mean.feats.half(), mean.seqlens))
+        lengths = torch.tensor([0, *(n for part in parts for n in part[2])], device=self.device)
+        return {
+            "coords": torch.cat([p[0] for p in parts]),
+            "feats": torch.cat([p[1] for p in parts]),
+            "starts": lengths.cumsum(0),
+        }
 
     @cached_property
-    def features(self) -> Tensor:  # float16 [n, V, M, C]
-        """Picture tokens of every view, made once by the finished encoder and kept in the run folder."""
-        path = self.run / "features.safetensors"
-        if path.exists():
-            return load_file(path)["features"]
-        encoder = self.finished("image_encoder", "image_encoder")
-        pictures = torch.from_numpy(self.dataset.pictures).permute(0, 1, 4, 2, 3)
-        with torch.no_grad():
-            tokens = [
-                encoder(prepare_images(part.float() / 255, self.recipe["image_size"])).half()
-                for part in pictures.flatten(0, 1).split(64)
-            ]
-        features = torch.cat(tokens).unflatten(0, pictures.shape[:2])
-        save_file({"features": features}, path)
-        return features
-
-    @cached_property
-    def tokens(self) -> np.ndarray:  # bool [n, R, R, R]  token grid
+    def tokens(self) -> Tensor:  # bool [n, R, R, R]  token grid
         return occupancy_grids(self.dataset, self.recipe["resolution"], self.recipe["token_resolution"])
+
+    # ---- conditions
+
+    @property
+    def has_text(self) -> bool:
+        return "text" in self.recipe
+
+    def pictures(self, chosen: Tensor) -> Tensor:  # float32 [B, 3, S, S]
+        """One random view of each object, normalised for the encoder."""
+        views = self.integers(self.dataset.pictures.shape[1], len(chosen))
+        return self._prepared(self.dataset.pictures[chosen, views])
+
+    def _prepared(self, pictures: Tensor) -> Tensor:  # uint8 [B, S, S, 3] -> float32 [B, 3, S, S]
+        return prepare_images(pictures.permute(0, 3, 1, 2).float() / 255, self.recipe["image_size"])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(*word_vocabulary(WORDS), max_length=self.recipe["text"]["max_length"])
+
+    @cached_property
+    def captions(self) -> Tensor:  # int64 [n, K, L]
+        d = self.dataset
+        ids = self.tokenizer([c for i in range(len(d)) for c in d.caption_strings(i)])
+        return ids.view(len(d), -1, ids.shape[1]).to(self.device)
+
+    def prompts(self, chosen: Tensor) -> Tensor:  # int64 [B, L]
+        """One random caption of each object."""
+        return self.captions[chosen, self.integers(self.captions.shape[1], len(chosen))]
+
+    @cached_property
+    def picture_tokens(self) -> Tensor:  # float16 [n, V, M, C]
+        """Of every view, by the finished encoder."""
+        return self.cached("picture_tokens", "encoders", self._encode_pictures)["tokens"]
+
+    @torch.no_grad()
+    def _encode_pictures(self) -> dict[str, Tensor]:
+        encoder = self.finished("encoders", "image_encoder")
+        views = self.dataset.pictures.flatten(0, 1)
+        with mixed_precision(self.device.type, self.dtype):
+            parts = [encoder(self._prepared(part)).half() for part in views.split(1024)]
+        return {"tokens": torch.cat(parts).unflatten(0, self.dataset.pictures.shape[:2])}
+
+    @cached_property
+    def text_encoder(self) -> nn.Module:
+        return self.finished("encoders", "text_encoder")
+
+    @torch.no_grad()
+    def conditions(self, chosen: Tensor, drop: float = 0.1) -> Tensor:  # float32 [B, M, C]
+        """A random view of each object, or for a share of the batches a random caption; zeros with
+        probability `drop`."""
+        if self.has_text and self.chance(self.recipe["text"]["share"]):
+            tokens = self.text_encoder(self.prompts(chosen))
+        else:
+            views = self.integers(self.picture_tokens.shape[1], len(chosen))
+            tokens = self.picture_tokens[chosen, views]
+        return tokens.float() * (self.uniform(len(chosen)) >= drop)[:, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +238,27 @@ class Latents:
 
     coords: Tensor  # uint8 [T, 3]
     feats: Tensor  # float32 [T, C]
-    starts: np.ndarray  # int64 [n + 1]
+    starts: Tensor  # int64 [n + 1]
     mean: Tensor  # float32 [C]  of the raw latents
     std: Tensor  # float32 [C]
 
-    def batch(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:  # int32 [T, 4], float32 [T, C]
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:  # int32 [T, 4], float32 [T, C]
         """Coordinates with their sample number, and features, of the chosen objects."""
-        coords, rows = stacked(self.starts, chosen)
-        return torch.cat([coords, self.coords[rows].int()], dim=1), self.feats[rows]
+        sample, rows = stacked(self.starts, chosen)
+        return torch.cat([sample, self.coords[rows].int()], dim=1), self.feats[rows]
 
 
-def stacked(starts: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:  # int32 [T, 1], int64 [T]
+def stacked(starts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:  # int32 [T, 1], int64 [T]
     """The rows of the chosen objects one after the other, and which object of the choice each belongs to."""
-    rows = [np.arange(starts[i], starts[i + 1]) for i in chosen]
-    sample = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(r) for r in rows])
-    return torch.from_numpy(sample)[:, None], torch.from_numpy(np.concatenate(rows))
+    first = starts[chosen]
+    lengths = starts[chosen + 1] - first
+    sample = torch.repeat_interleave(lengths)
+    shift = first - (lengths.cumsum(0) - lengths)
+    return sample.int()[:, None], torch.arange(len(sample), device=starts.device) + shift[sample]
+
+
+def spans(starts: Tensor, rows: int) -> Iterator[Tensor]:
+    """Consecutive objects int64 [B] that have about `rows` rows together."""
+    group = (starts[1:] - 1).clamp_min(0) // rows
+    counts = torch.unique_consecutive(group, return_counts=True)[1].tolist()
+    yield from torch.arange(len(starts) - 1, device=starts.device).split(counts)

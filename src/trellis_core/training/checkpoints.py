@@ -1,9 +1,11 @@
-"""Checkpoints of training: weights, their average, the optimizer's state and the step, in one safetensors
-file."""
+"""Checkpoints of training: weights, their average, the optimizer's state, random numbers and how far it got,
+in one safetensors file. A run that continues from one goes on bit for bit on the same device.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
@@ -14,7 +16,18 @@ from trellis_core.errors import ModelError
 from trellis_core.training.optimizer import Average, Optimizer
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average: Average, step: int) -> None:
+@dataclass(slots=True)
+class Progress:
+    """How far a stage has come."""
+
+    step: int = 0
+    elapsed: float = 0.0  # seconds of all pieces
+    generators: dict[str, Tensor] = field(default_factory=dict)  # uint8 states of the random generators
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer, average: Average, progress: Progress
+) -> None:
     """Write all of training's state; the file appears only when it is complete."""
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.weights.items()}
@@ -22,7 +35,8 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average:
     tensors |= {f"momentum.{i}": m for i, m in enumerate(state["momentum"])}
     for index, entry in state["adam"]["state"].items():
         tensors |= {f"adam.{index}.{k}": v for k, v in entry.items()}
-    counts = {"step": step, "updates": average.updates}
+    tensors |= {f"generator.{k}": v for k, v in progress.generators.items()}
+    counts = {"step": progress.step, "elapsed": progress.elapsed, "updates": average.updates}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(
@@ -33,19 +47,21 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average:
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average: Average) -> int:
-    """Restore what `save_checkpoint` wrote, strictly; the step to continue from."""
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average: Average) -> Progress:
+    """Restore what `save_checkpoint` wrote, strictly; where to continue from."""
     tensors, counts = read_checkpoint(path)
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
     weights = under("model.")
-    if weights.keys() != model.state_dict().keys():
+    mine = model.state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in mine.items()}:
         raise ModelError(f"`{path}` belongs to another model", hint="choose an empty run folder")
     model.load_state_dict(weights)
-    average.weights = under("average.")
-    average.updates = counts["updates"]
+    for name, value in under("average.").items():
+        average.weights[name].copy_(value)
+    average.updates = int(counts["updates"])
     momentum = under("momentum.")
     state = optimizer.state_dict()
     adam: dict[int, dict[str, Tensor]] = {}
@@ -58,10 +74,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average:
             "adam": {**state["adam"], "state": adam},
         }
     )
-    return int(counts["step"])
+    return Progress(int(counts["step"]), float(counts["elapsed"]), under("generator."))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     """All tensors of a checkpoint, and its counts."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["counts"])  # noqa: SIM118
@@ -70,4 +86,5 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
 def averaged_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """The averaged weights of the part of the model whose names start with `prefix`."""
     start = f"average.{prefix}"
-    return {k[len(start) :]: v for k, v in read_checkpoint(path)[0].items() if k.startswith(start)}
+    with safe_open(path, framework="pt") as file:
+        return {k[len(start) :]: file.get_tensor(k) for k in file.keys() if k.startswith(start)}  # noqa: SIM118

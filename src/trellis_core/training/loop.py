@@ -1,7 +1,6 @@
-"""The training loop: a piece of given length that ends with its learning rate at zero, and can be
-continued.
+"""The training loop: a stage of given length whose learning rate ends at zero, in as many pieces as needed.
 
-An objective is a callable `step -> dict of losses`; the sum under `loss` is differentiated. The loop knows
+An objective is a callable `step -> dict of losses`; the mean under `loss` is differentiated. The loop knows
 nothing about data or models.
 """
 
@@ -9,28 +8,61 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from trellis_core.training.checkpoints import load_checkpoint, save_checkpoint
+from trellis_core.errors import UsageError
+from trellis_core.training.checkpoints import Progress, load_checkpoint, save_checkpoint
+from trellis_core.training.distributed import World
 from trellis_core.training.optimizer import Average, Optimizer, OptimizerSettings, learning_curve
 from trellis_core.training.precision import mixed_precision
 
 Objective = Callable[[int], Mapping[str, Tensor]]
-Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """Means since the last entry."""
+
+    step: int
+    elapsed: float  # seconds of all pieces
+    values: Mapping[str, float]
+
+    def __str__(self) -> str:
+        means = " ".join(f"{name} {value:.4f}" for name, value in self.values.items())
+        return f"step {self.step} elapsed {self.elapsed:.0f}s {means}"
+
+
+Log = Callable[[LogEntry], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    seconds: float  # length of the piece, wall clock
-    steps: int | None = None  # length in steps instead, for tests and exact repetition
+    """A stage lasts `steps` steps, or `seconds` of wall clock over all its pieces; a longer length than
+    before prolongs a finished stage."""
+
+    steps: int | None = None
+    seconds: float | None = None
+    stop_after: int | None = None  # end this piece after so many steps, with a checkpoint
+    micro_batches: int = 1  # gradients of so many objectives are averaged per step
     device: str = "cpu"
     dtype: torch.dtype | None = None  # of matrix products; None: float32
     log_every: int = 50
     save_every: float = 120.0  # seconds
+    world: World = field(default_factory=World)
+    stop: Callable[[], bool] = field(default=lambda: False)  # asked between steps: end this piece
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """How much of the stage is done; 1 or more at its end."""
+        if self.steps is not None:
+            return step / max(self.steps, 1)
+        if self.seconds is not None:
+            return elapsed / max(self.seconds, 1e-9)
+        raise UsageError("how long to train is not said", hint="give a number of steps or of seconds")
 
 
 def train(
@@ -39,39 +71,71 @@ def train(
     optimizer_settings: OptimizerSettings,
     settings: LoopSettings,
     checkpoint: Path | None = None,  # continued from when it exists; written while training and at the end
-    log: Log = lambda line: None,
+    log: Log = lambda entry: None,
+    generators: Mapping[str, torch.Generator] | None = None,  # what the objective draws from
 ) -> Average:
-    """Train for one piece; the averaged weights are returned and stored with the checkpoint."""
+    """Train to the end of the stage; the averaged weights are returned and stored with the checkpoint.
+
+    A killed run loses what it did after its last checkpoint.
+    """
+    world, generators = settings.world, dict(generators or {})
     optimizer = Optimizer(model.named_parameters(), optimizer_settings)
+    world.broadcast(model)
     average = Average(model, optimizer_settings.ema)
-    step = load_checkpoint(checkpoint, model, optimizer, average) if checkpoint and checkpoint.exists() else 0
-    first, began, saved = step, time.monotonic(), time.monotonic()
-    sums: dict[str, float] = {}
+    done = Progress()
+    if checkpoint and checkpoint.exists():
+        done = load_checkpoint(checkpoint, model, optimizer, average)
+        for name, generator in generators.items():
+            with suppress(KeyError):  # a process more than before starts with its own numbers
+                generator.set_state(done.generators[f"{name}.{world.rank}"])
+    began, before = time.monotonic(), done.elapsed
+    saved, first = began, done.step
+
+    def save() -> None:
+        done.generators = world.gather({name: g.get_state() for name, g in generators.items()})
+        if checkpoint and world.leads:
+            save_checkpoint(checkpoint, model, optimizer, average, done)
+
+    sums: dict[str, Tensor] = {}
     seen = 0
     model.train()
     while True:
         now = time.monotonic()
-        progress = (step - first) / settings.steps if settings.steps else (now - began) / settings.seconds
-        if progress >= 1:
+        done.elapsed = before + world.agree(now - began)
+        if (progress := settings.progress(done.step, done.elapsed)) >= 1:
             break
-        with mixed_precision(settings.device, settings.dtype):
-            losses = objective(step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        norm = optimizer.step(learning_curve(progress))
+        if settings.stop() or done.step - first == settings.stop_after:
+            break
+        losses = _gradients(objective, done.step, settings)
+        world.average_gradients(optimizer.parameters)
+        losses["norm"] = torch.tensor(optimizer.step(learning_curve(progress)))
         average.update(model)
-        step += 1
+        done.step += 1
         seen += 1
-        for name, value in {**losses, "norm": norm}.items():
-            sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(value).detach())
+        for name, value in losses.items():
+            sums[name] = sums[name] + value if name in sums else value
         if seen == settings.log_every:
-            means = " ".join(f"{name} {total / seen:.4f}" for name, total in sums.items())
-            log(f"step {step} elapsed {now - began:.0f}s {means}")
+            if world.leads:
+                log(LogEntry(done.step, done.elapsed, {k: float(v) / seen for k, v in sums.items()}))
             sums, seen = {}, 0
-        if checkpoint and now - saved > settings.save_every:
-            save_checkpoint(checkpoint, model, optimizer, average, step)
+        if now - saved > settings.save_every:
+            save()
             saved = now
-    if checkpoint:
-        save_checkpoint(checkpoint, model, optimizer, average, step)
+    save()
     model.load_state_dict(average.weights)
     model.eval()
     return average
+
+
+def _gradients(objective: Objective, step: int, settings: LoopSettings) -> dict[str, Tensor]:
+    """Add up the gradients of the micro-batches; the means of their losses, detached."""
+    count = settings.micro_batches
+    means: dict[str, Tensor] = {}
+    for _ in range(count):
+        with mixed_precision(settings.device, settings.dtype):
+            losses = objective(step)
+        (losses["loss"] / count).backward()  # type: ignore[no-untyped-call]
+        for name, value in losses.items():
+            value = torch.as_tensor(value).detach() / count
+            means[name] = means[name] + value if name in means else value
+    return means

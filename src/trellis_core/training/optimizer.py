@@ -58,34 +58,44 @@ class Optimizer:
             self.rest, lr=settings.adam_rate, betas=settings.adam_betas, weight_decay=0.0
         )
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.matrices + self.rest
+
     def step(self, factor: float) -> float:
         """Apply the gradients at `factor` times the learning rates; the norm of the gradient before
-        clipping."""
-        norm = float(nn.utils.clip_grad_norm_(self.matrices + self.rest, self.settings.clip))
+        clipping. A gradient that is not finite changes nothing."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if math.isfinite(norm):
             for group in self.adam.param_groups:
                 group["lr"] = self.settings.adam_rate * factor
             self.adam.step()
             self._muon(factor)
-        for p in self.matrices + self.rest:
+        for p in self.parameters:
             p.grad = None
         return norm
 
     @torch.no_grad()
     def _muon(self, factor: float) -> None:
         s = self.settings
+        learning = [(p, m) for p, m in zip(self.matrices, self.momentum, strict=True) if p.grad is not None]
+        if not learning:
+            return
+        grads, momentum = [p.grad for p, _ in learning], [m for _, m in learning]
+        torch._foreach_lerp_(momentum, grads, 1 - s.muon_momentum)
+        nesterov = torch._foreach_lerp(grads, momentum, s.muon_momentum)
         groups: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        for p, m in zip(self.matrices, self.momentum, strict=True):
-            if p.grad is None:
-                continue
-            m.lerp_(p.grad, 1 - s.muon_momentum)
-            update = torch.lerp(p.grad, m, s.muon_momentum).flatten(1)  # Nesterov
-            groups[(update.shape[0], update.shape[1])].append((p, update))
+        for (p, _), update in zip(learning, nesterov, strict=True):
+            flat = update.flatten(1)
+            groups[(flat.shape[0], flat.shape[1])].append((p, flat))
         for (rows, columns), members in groups.items():
             updates = orthogonalized(torch.stack([u for _, u in members]), s.iterations)
             scale = s.muon_rate * factor * max(1.0, rows / columns) ** 0.5
-            for (p, _), update in zip(members, updates, strict=True):
-                p.mul_(1 - s.muon_rate * factor * s.muon_decay).add_(update.view_as(p), alpha=-scale)
+            weights = [p for p, _ in members]
+            torch._foreach_mul_(weights, 1 - s.muon_rate * factor * s.muon_decay)
+            torch._foreach_add_(
+                weights, [u.view_as(p) for p, u in zip(weights, updates, strict=True)], alpha=-scale
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"momentum": self.momentum, "adam": self.adam.state_dict()}
@@ -122,5 +132,5 @@ class Average:
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         rate = min(self.rate, self.updates / (self.updates + 10))
-        for name, value in model.state_dict().items():
-            self.weights[name].lerp_(value, 1 - rate)
+        state = model.state_dict()
+        torch._foreach_lerp_([self.weights[name] for name in state], list(state.values()), 1 - rate)

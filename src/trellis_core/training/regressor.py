@@ -1,6 +1,6 @@
-"""A picture-to-voxels regressor: the task that an image encoder is pre-trained on. The head is thrown away.
+"""A tokens-to-voxels regressor: the task that image and text encoders are pre-trained on. It is thrown away.
 
-Letters: B batch, M tokens, C channels, G coarse grid, Q = 4^3 queries.
+Letters: B batch, M tokens, C channels, G coarse grid; each of q^3 queries answers for (G / q)^3 cells.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from trellis_core.nn.blocks import TransformerCrossBlock
 from trellis_core.nn.embed import unpatchify
 from trellis_core.training.objectives import dice_loss
 
-QUERIES = 4  # per side; each query answers for a block of (G / 4)^3 cells
-
 
 class VoxelRegressor(nn.Module):
-    """Image tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G], category
+    """Picture or text tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G], category
     logits."""
 
     def __init__(
@@ -28,12 +26,13 @@ class VoxelRegressor(nn.Module):
         num_heads: int,
         num_blocks: int,
         grid: int,
+        queries: int,  # per side
         categories: int,
         kernels: Kernels = REFERENCE,
     ) -> None:
         super().__init__()
-        self.patch = grid // QUERIES
-        self.queries = nn.Parameter(torch.randn(QUERIES**3, channels) * 0.5)
+        self.side, self.patch = queries, grid // queries
+        self.queries = nn.Parameter(torch.randn(queries**3, channels) * 0.5)
         self.blocks = nn.ModuleList(
             TransformerCrossBlock(
                 channels,
@@ -55,7 +54,7 @@ class VoxelRegressor(nn.Module):
         for block in self.blocks:
             h = block(h, None, ContextTokens(tokens))
         h = F.layer_norm(h, h.shape[-1:])
-        cells = self.head["cells"](h).mT.unflatten(2, (QUERIES,) * 3)
+        cells = self.head["cells"](h).mT.unflatten(2, (self.side,) * 3)
         cells = unpatchify(cells, self.patch)
         return cells[:, :1], cells[:, 1:].sigmoid(), self.head["category"](h.mean(dim=1))
 
