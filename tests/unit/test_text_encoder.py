@@ -8,14 +8,21 @@ Letters: B batch, L tokens, C channels. Not tested here: what a trained encoder 
 
 from __future__ import annotations
 
+import json
 import math
+import string
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from trellis_core.errors import InputError, ModelError
 from trellis_core.models.text_encoder import CLIPTextEncoder
+from trellis_core.models.tokenizer import END, START, Tokenizer, split, word_vocabulary
+
+WORDS = ("a", "tall", "red", "chair", "with", "armrests", "and", "blue", "at", "cat", "table", "able")
 
 SIZES = {
     "vocab_size": 31,
@@ -173,3 +180,113 @@ def test_variants_we_cannot_run_are_refused():
         CLIPTextEncoder(**SIZES, hidden_act="gelu")
     with pytest.raises(ModelError, match="5 heads"):
         CLIPTextEncoder(**{**SIZES, "num_attention_heads": 5})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(*word_vocabulary(WORDS))
+
+
+def test_the_pair_that_was_merged_first_in_training_is_joined_first():
+    merges = [("o", "w</w>"), ("l", "ow</w>"), ("l", "o"), ("e", "r</w>"), ("lo", "w"), ("low", "er</w>")]
+    names = [*"lowern", *(f"{x}</w>" for x in "lowern"), *map("".join, merges), START, END]
+    bpe = Tokenizer({name: i for i, name in enumerate(names)}, merges)
+    assert bpe.pieces("low") == ["low</w>"]
+    assert bpe.pieces("lower") == ["lower</w>"]
+    assert bpe.pieces("lowlow") == ["low", "low</w>"]
+    assert bpe.pieces("newer") == ["n", "e", "w", "er</w>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A Tall  RED\tchair\n", ["a", "tall", "red", "chair"]),
+        ("it's 42!!", ["it", "'s", "4", "2", "!!"]),
+        ("red-hot, (new)", ["red", "-", "hot", ",", "(", "new", ")"]),
+        ("Cafe\u0301 \u6905\u5b50", ["caf\u00e9", "\u6905\u5b50"]),
+        (" \t\n", []),
+    ],
+)
+def test_texts_are_cut_into_lower_case_words(text, words):
+    assert list(split(text)) == words
+
+
+def test_a_text_is_framed_and_filled_with_end_tokens(tokenizer):
+    encoded = tokenizer.encode("A tall red chair", 8)
+    names = {i: name for name, i in tokenizer.vocab.items()}
+    assert [names[i] for i in encoded.ids] == [
+        *(START, "a</w>", "tall</w>", "red</w>", "chair</w>"),
+        *(END, END, END),
+    ]
+    assert (encoded.words, encoded.dropped) == (("a", "tall", "red", "chair"), ())
+
+
+def test_a_long_text_is_cut_and_says_what_was_left_out(tokenizer):
+    encoded = tokenizer.encode("red " * 10_000 + "table", 6)
+    assert len(encoded.ids) == 6
+    assert encoded.ids[-1] == tokenizer.vocab[END]
+    assert len(encoded.words) == 4
+    assert len(encoded.dropped) == 9_997
+    assert encoded.dropped[-1] == "table"
+
+
+def test_an_unknown_word_falls_back_to_letters_and_an_unknown_letter_to_the_end_token(tokenizer):
+    assert tokenizer.pieces("flat") == ["f", "l", "at</w>"]
+    assert tokenizer.encode("\u6905", 6).ids[1:4] == (tokenizer.vocab[END],) * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=7), min_size=1, max_size=12),
+    st.text(string.ascii_lowercase, min_size=1, max_size=9),
+)
+def test_every_word_of_a_word_vocabulary_is_one_token_and_others_keep_their_letters(words, other):
+    vocab, merges = word_vocabulary(words)
+    bpe = Tokenizer(vocab, merges)
+    assert all(bpe.pieces(word) == [f"{word}</w>"] for word in words)
+    assert "".join(bpe.pieces(other)) == f"{other}</w>"
+    assert all(piece in vocab for piece in bpe.pieces(other))
+    assert sorted(vocab.values()) == list(range(len(vocab))) == list(range(bpe.size))
+
+
+@pytest.mark.parametrize("word", ["Chair", "two words", "t-shirt", "", "4x"])
+def test_a_word_vocabulary_takes_single_lower_case_words_only(word):
+    with pytest.raises(ValueError, match="not one lower-case word"):
+        word_vocabulary([word])
+
+
+def test_vocabulary_files_are_read_back_in_the_published_format(tokenizer, tmp_path):
+    vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    tokenizer.write(vocab, merges)
+    assert json.loads(vocab.read_text())["chair</w>"] == tokenizer.vocab["chair</w>"]
+    assert merges.read_text().splitlines()[:2] == ["#version: 0.2", "l l</w>"]
+    again = Tokenizer.read(vocab, merges)
+    assert (again.vocab, again.merges) == (tokenizer.vocab, tokenizer.merges)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "words"),
+    [
+        (None, "", "missing"),
+        ("{", "", "damaged"),
+        ('{"a": 0}', "", "startoftext"),
+        ('{"a": "0"}', "", "damaged"),
+        ("[1]", "", "damaged"),
+        (json.dumps({START: 0, END: 1}), "a b c", "damaged"),
+    ],
+)
+def test_damaged_vocabularies_are_model_errors(tmp_path, vocab, merges, words):
+    if vocab is not None:
+        (tmp_path / "vocab.json").write_text(vocab)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(ModelError, match=words):
+        Tokenizer.read(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+def test_transformers_gives_the_same_ids(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="parity with the development dependency")
+    tokenizer.write(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    theirs = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    for text in ("A tall red chair", "flat, blue-ish cat's table!", "red " * 99):
+        want = theirs(text, padding="max_length", max_length=16, truncation=True)["input_ids"]
+        assert list(tokenizer.encode(text, 16).ids) == want
