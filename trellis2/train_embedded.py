@@ -26,6 +26,7 @@ from trellis_core.kernels.table import Kernels, resolve_kernels
 from trellis_core.memory.devices import describe_device
 from trellis_core.training.loop import LoopSettings
 from trellis_core.training.precision import Float32Attention
+from trellis_core.training.records import all_of, write_lines
 from trellis_core.training.synthetic.shards import DatasetSettings, load_shards, write_shards
 
 
@@ -67,7 +68,8 @@ def main() -> None:
         log_every=options.log_every,
     )
     for stage in options.stages.split(","):
-        train_and_store(shop, stage, settings, lambda entry, stage=stage: say(f"{stage} {entry}"))
+        log = all_of(lambda entry, stage=stage: say(f"{stage} {entry}"), write_lines(shop.run / f"{stage}.jsonl"))
+        train_and_store(shop, stage, settings, log)
 
 
 def open_workshop(options: argparse.Namespace, recipe: dict[str, object]) -> Workshop:
