@@ -39,14 +39,10 @@ BETTER_BY_DESIGN: dict[str, Better] = {
     ),
 }
 
-TRAINING = "the trainers are held against recorded ones together with the good embedded model"
 V1 = "built with TRELLIS v1"
 
 # Kind -> why it has no runner yet. A kind that is neither here nor run fails.
 PENDING: dict[str, str] = {
-    "trellis2.train_flow_matching": TRAINING,
-    "trellis2.train_utils": TRAINING,
-    "trellis2.train_vae_losses": TRAINING,
     "geometry.flexicubes_dual_marching_cubes_case_table": V1,
     "geometry.flexicubes_iso_surface_extraction": V1,
     "geometry.sparse_cube_features_to_mesh_trellis_v1_mesh_decoder_output": V1,
@@ -126,16 +122,6 @@ PENDING: dict[str, str] = {
     "trellis1.sp_subdivide_block": V1,
     "trellis1.sp_tensor_ops": V1,
     "trellis1.sparse_feats2mesh": V1,
-    "trellis1.train_cfg_drop": V1,
-    "trellis1.train_data_utils": V1,
-    "trellis1.train_diffuse": V1,
-    "trellis1.train_elastic_blocks": V1,
     "trellis1.train_flow_loss": V1,
-    "trellis1.train_grad_clip": V1,
-    "trellis1.train_gs_reg": V1,
-    "trellis1.train_image_losses": V1,
-    "trellis1.train_memory_controller": V1,
-    "trellis1.train_mesh_reg": V1,
-    "trellis1.train_ss_vae_loss": V1,
     "trellis1.voxelize": V1,
 }

@@ -1,0 +1,212 @@
+"""Differentiable pictures of triangle meshes, for losses that compare surfaces as a camera sees them.
+
+Which face covers a pixel is decided once, without gradient, by the reference rasteriser; depth, position and
+normal of the covered pixels are then exact functions of the three corners. The mask gets its gradient where
+a face ends between two pixels: there coverage is blended along the line between their centres, as in
+Laine et al., "Modular Primitives for High-Performance Differentiable Rendering" (2020).
+
+Letters: H height, W width (equal here), V vertices, F faces, P pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from trellis_core.geometry.camera import Camera, look_at, perspective_intrinsics
+from trellis_core.geometry.types import Mesh
+from trellis_core.kernels.rasterize import rasterize
+
+NEAREST = 0.01  # smallest near plane
+
+Rasterize = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceImages:
+    """What cameras see; zeros where they see nothing."""
+
+    mask: Tensor  # float32 [B, 1, H, W]  coverage
+    depth: Tensor  # float32 [B, 1, H, W]  along the camera's z
+    normal: Tensor  # float32 [B, 3, H, W]  (n + 1) / 2 of the unit normal: world space, turned to the viewer
+    position: Tensor | None = None  # float32 [B, 3, H, W]  world space
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A camera that sees nothing in front of its near plane, and so looks into closed objects."""
+
+    camera: Camera
+    near: float = NEAREST
+
+
+def random_view(generator: torch.Generator) -> View:
+    """A camera of the released render losses: it sees the unit sphere's inner half from anywhere.
+
+    1/r^2 uniform between 1/100^2 and 1/2^2, opening angle 2 asin(0.5 / r), direction uniform on the sphere,
+    near plane uniform in [r - 1, r]: anywhere up to the middle of the object.
+    """
+    u = torch.rand(2, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    direction = torch.randn(3, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    low, high = 1 / 100**2, 1 / 2**2
+    radius = float(1 / (low + (high - low) * u[0]).sqrt())
+    eye = torch.nn.functional.normalize(direction, dim=0) * radius
+    fov = 2 * math.asin(0.5 / radius)
+    camera = Camera(look_at(eye, torch.zeros(3, dtype=torch.float64)), perspective_intrinsics(fov))
+    return View(camera, max(radius - 1 + float(u[1]), NEAREST))
+
+
+def draw_surfaces(
+    meshes: Sequence[Mesh],
+    views: Sequence[View],  # one per mesh
+    size: int,
+    rasterizer: Rasterize = rasterize,
+) -> SurfaceImages:
+    """Draw each mesh from its view at `size` x `size` pixels; differentiable in the vertices."""
+    drawn = [draw_surface(m, v, size, rasterizer) for m, v in zip(meshes, views, strict=True)]
+    return SurfaceImages(*(torch.cat([getattr(d, f.name) for d in drawn]) for f in fields(SurfaceImages)))
+
+
+def draw_surface(mesh: Mesh, view: View, size: int, rasterizer: Rasterize = rasterize) -> SurfaceImages:
+    """One mesh, as a batch of one."""
+    extrinsics = view.camera.extrinsics.to(mesh.vertices)
+    intrinsics = view.camera.intrinsics.to(mesh.vertices)
+    rotation, shift = extrinsics[:3, :3], extrinsics[:3, 3]
+    vertices, faces = clip_near(mesh.vertices @ rotation.T + shift, mesh.faces, max(view.near, NEAREST))
+    seen = vertices @ intrinsics.T
+    z = seen[:, 2:].clamp_min(NEAREST)  # of corners that no face has any more, too
+    places = seen[:, :2] / z * size  # in pixels
+    face, _ = rasterizer(torch.cat([places, -1 / z], 1).detach(), faces, size, size)
+
+    covered = face >= 0
+    rows, columns = covered.nonzero(as_tuple=True)
+    corners = vertices[faces[face[rows, columns].long()].long()]
+    rays = pixel_rays(view.camera, size, size).to(vertices)[rows, columns]
+    depth, normal = hit(corners, rays)
+
+    def picture(values: Tensor) -> Tensor:  # [P, C] -> [1, C, H, W]
+        empty = values.new_zeros(size, size, values.shape[1])
+        return empty.index_put((rows, columns), values).permute(2, 0, 1)[None]
+
+    return SurfaceImages(
+        coverage(places, faces, face)[None, None],
+        picture(depth),
+        picture((normal @ rotation + 1) / 2),
+        picture((rays * depth - shift) @ rotation),
+    )
+
+
+def pixel_rays(camera: Camera, height: int, width: int) -> Tensor:  # float64 [H, W, 3]
+    """Where the pixels' centres lie in camera space, at z = 1."""
+    x = (torch.arange(width, dtype=torch.float64) + 0.5) / width
+    y = (torch.arange(height, dtype=torch.float64) + 0.5) / height
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    places = torch.stack([columns, rows, torch.ones_like(rows)], dim=2)
+    return places @ torch.linalg.inv(camera.intrinsics.double().cpu()).T
+
+
+def turned_to_viewer(
+    normals: Tensor,  # float32 [B, 3, H, W]  world space, coded as (n + 1) / 2
+    camera: Camera,
+) -> Tensor:  # float32 [B, 3, H, W]
+    """Flip the normals that point away from the camera: pictures from elsewhere may hold either side."""
+    rays = pixel_rays(camera, *normals.shape[2:]) @ camera.extrinsics[:3, :3].double().cpu()
+    away = ((2 * normals - 1) * rays.permute(2, 0, 1).to(normals)).sum(1, keepdim=True) > 0
+    return torch.where(away, 1 - normals, normals)
+
+
+def hit(
+    corners: Tensor,  # float32 [P, 3, 3]  camera space
+    rays: Tensor,  # float32 [P, 3]  with z = 1
+) -> tuple[Tensor, Tensor]:  # float32 [P, 1], float32 [P, 3]
+    """Depth at which each ray meets its triangle's plane, and the unit normal on the viewer's side."""
+    a, b, c = corners.unbind(1)
+    normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-20)
+    slope = (normal * rays).sum(1, keepdim=True)
+    steep = slope.abs() > 1e-6
+    depth = (normal * a).sum(1, keepdim=True) / torch.where(steep, slope, 1.0)
+    # a plane seen edge-on says nothing exact: its corners bound the depth
+    z = corners[..., 2]
+    low, high = z.amin(1, keepdim=True), z.amax(1, keepdim=True)
+    depth = torch.where(steep, torch.minimum(torch.maximum(depth, low), high), (low + high) / 2)
+    return depth, torch.where(slope > 0, -normal, normal)
+
+
+def clip_near(
+    vertices: Tensor,  # float32 [V, 3]  camera space
+    faces: Tensor,  # int32 [F, 3]
+    near: float,
+) -> tuple[Tensor, Tensor]:  # float32 [V', 3], int32 [F', 3]
+    """Cut the mesh at z = near and keep what lies behind; new corners are functions of the old ones."""
+    triangles = faces.long()
+    inside = vertices[:, 2] > near
+    count = inside[triangles].sum(1)
+    pieces = [triangles[count == 3]]
+    points = [vertices]
+    total = len(vertices)
+    for kept in (1, 2):
+        cut = triangles[count == kept]
+        odd = (inside[cut] == (kept == 1)).int().argmax(1)  # the corner that is alone on its side
+        a, b, c = (cut.gather(1, ((odd + k) % 3)[:, None])[:, 0] for k in range(3))
+        ab = torch.arange(len(cut), device=faces.device) + total
+        ca = ab + len(cut)
+        total += 2 * len(cut)
+        points += [crossing(vertices[a], vertices[b], near), crossing(vertices[a], vertices[c], near)]
+        if kept == 1:
+            pieces.append(torch.stack([a, ab, ca], 1))
+        else:
+            pieces += [torch.stack([ab, b, c], 1), torch.stack([ab, c, ca], 1)]
+    return torch.cat(points), torch.cat(pieces).int()
+
+
+def crossing(a: Tensor, b: Tensor, near: float) -> Tensor:
+    """Where the edges a-b, whose ends lie on both sides, meet the plane z = near."""
+    share = (near - a[:, 2:]) / (b[:, 2:] - a[:, 2:])
+    return a + share * (b - a)
+
+
+def coverage(
+    places: Tensor,  # float32 [V, 2]  in pixels
+    faces: Tensor,  # int32 [F, 3]
+    face: Tensor,  # int32 [H, W]   -1 where nothing is seen
+) -> Tensor:  # float32 [H, W]  in [0, 1]
+    """The mask, blended where a covered and an empty pixel are neighbours.
+
+    The covering face ends at a share s of the way from centre to centre. Up to a half, the covered pixel
+    loses what is missing to it; beyond, the empty pixel gains the rest.
+    """
+    width = face.shape[1]
+    flat = face.reshape(-1)
+    covered = flat >= 0
+    mask = covered.to(places.dtype)
+    number = torch.arange(flat.numel(), device=face.device).view_as(face)
+    neighbours = ((number[:, :-1], number[:, 1:], 0), (number[:-1], number[1:], 1))
+    for first, second, axis in neighbours:
+        for inner, outer in ((first, second), (second, first)):
+            ends = covered[inner] & ~covered[outer]
+            full, empty = inner[ends], outer[ends]
+            corners = places[faces[flat[full].long()].long()]  # [P, 3, 2]
+            center = torch.stack([full % width, full // width], 1).to(places) + 0.5
+            sign = 1.0 if inner is first else -1.0
+            share = exit_of(corners - center[:, None], axis, sign).clamp(0, 1) - 0.5
+            mask = mask.index_add(0, full, share.clamp(max=0)).index_add(0, empty, share.clamp(min=0))
+    return mask.clamp(0, 1).view_as(face)
+
+
+def exit_of(
+    corners: Tensor,  # float32 [P, 3, 2]  relative to a point inside the triangle
+    axis: int,  # 0: along x, 1: along y
+    sign: float,
+) -> Tensor:  # float32 [P]
+    """How far the triangle reaches from the origin along an axis."""
+    a, b = corners, corners.roll(-1, 1)
+    along, across = axis, 1 - axis
+    rise = b[..., across] - a[..., across]
+    meets = (a[..., across] <= 0) != (b[..., across] <= 0)
+    share = -a[..., across] / torch.where(meets, rise, 1.0)
+    reach = sign * (a[..., along] + share * (b[..., along] - a[..., along]))
+    return torch.where(meets, reach, -torch.inf).amax(1).nan_to_num(neginf=0.5)
