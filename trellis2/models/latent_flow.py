@@ -33,6 +33,7 @@ class SLatFlowModel(FlowTransformer):
         out_channels: int,
         num_blocks: int,
         rope_freq: tuple[float, float] = (1.0, 10000.0),
+        use_checkpoint: bool = False,
         **transformer: Any,
     ) -> None:
         super().__init__(
@@ -41,6 +42,7 @@ class SLatFlowModel(FlowTransformer):
             cond_channels=cond_channels,
             out_channels=out_channels,
             num_blocks=num_blocks,
+            use_checkpoint=use_checkpoint,
             **transformer,
         )
         self.resolution = resolution

@@ -29,6 +29,7 @@ class SparseStructureFlowModel(FlowTransformer):
         num_blocks: int,
         patch_size: int = 1,
         rope_freq: tuple[float, float] | None = None,
+        use_checkpoint: bool = False,
         **transformer: Any,
     ) -> None:
         super().__init__(
@@ -37,6 +38,7 @@ class SparseStructureFlowModel(FlowTransformer):
             cond_channels=cond_channels,
             out_channels=out_channels * patch_size**3,
             num_blocks=num_blocks,
+            use_checkpoint=use_checkpoint,
             **transformer,
         )
         self.resolution = resolution

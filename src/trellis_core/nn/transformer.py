@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trellis_core.errors import ModelError
 from trellis_core.kernels.table import Kernels
@@ -56,6 +57,7 @@ class FlowTransformer(nn.Module):
         initialization: Literal["vanilla", "scaled"] = "vanilla",
         qk_rms_norm: bool = False,
         qk_rms_norm_cross: bool = False,
+        use_checkpoint: bool = False,  # recompute all blocks in the backward pass, to save memory
         kernels: Kernels = REFERENCE,
     ) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class FlowTransformer(nn.Module):
         self.head_dim = model_channels // num_heads
         self.pe_mode = pe_mode
         self.initialization = initialization
+        self.checkpointed = num_blocks if use_checkpoint else 0  # the first blocks; may change at any time
         self.dtype = torch.float32
 
         self.t_embedder = TimestepEmbedder(model_channels)
@@ -114,8 +117,11 @@ class FlowTransformer(nn.Module):
         mod = mod.to(self.dtype)
         # float16 cannot hold the residual stream of a network trained in bfloat16
         h = h.to(torch.float32 if self.dtype == torch.float16 else self.dtype)
-        for block, context in zip(self.blocks, self._contexts(cond), strict=True):
-            h = block(h, mod, context, phases, packing)
+        for number, (block, context) in enumerate(zip(self.blocks, self._contexts(cond), strict=True)):
+            if number < self.checkpointed and torch.is_grad_enabled():
+                h = checkpoint(block, h, mod, context, phases, packing, use_reentrant=False)
+            else:
+                h = block(h, mod, context, phases, packing)
         h = F.layer_norm(h.float(), h.shape[-1:], eps=1e-5)
         return self.out_layer(h)  # type: ignore[no-any-return]
 
