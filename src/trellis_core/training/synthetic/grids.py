@@ -1,31 +1,50 @@
-"""Coarse grids of occupancy and color, computed once for a whole dataset."""
+"""Coarse grids of occupancy and color, computed once for a whole dataset, on the dataset's device.
+
+Letters: n objects, R resolution of the voxels, G of the coarse grid.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 from trellis_core.training.synthetic.shards import Dataset
 
-
-def occupancy_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:  # bool [n, G, G, G]
-    """Which cells of a coarse grid hold surface voxels."""
-    factor = resolution // grid
-    out = np.zeros((len(dataset), grid, grid, grid), bool)
-    for i in range(len(dataset)):
-        cells = dataset.coords[dataset.starts[i] : dataset.starts[i + 1]] // factor
-        out[i, cells[:, 0], cells[:, 1], cells[:, 2]] = True
-    return out
+CHUNK = 1 << 24  # voxels at a time: their keys take 8 bytes each
 
 
-def color_grids(dataset: Dataset, resolution: int, grid: int) -> np.ndarray:  # uint8 [n, 3, G, G, G]
+def occupancy_grids(dataset: Dataset, resolution: int, grid: int) -> Tensor:  # bool [n, G, G, G]
+    """Which cells of a coarse grid hold surface voxels; `grid` divides `resolution`."""
+    out = torch.zeros(len(dataset) * grid**3, dtype=torch.bool, device=dataset.coords.device)
+    for _, cell in _cells(dataset, resolution, grid):
+        out[cell] = True
+    return out.view(-1, grid, grid, grid)
+
+
+def color_grids(dataset: Dataset, resolution: int, grid: int) -> Tensor:  # uint8 [n, 3, G, G, G]
     """Mean base color of the surface voxels in each cell; black where there are none."""
-    factor = resolution // grid
-    out = np.zeros((len(dataset), 3, grid**3), np.uint8)
-    for i in range(len(dataset)):
-        rows = slice(dataset.starts[i], dataset.starts[i + 1])
-        cells = (dataset.coords[rows] // factor).astype(np.int64)
-        flat = (cells[:, 0] * grid + cells[:, 1]) * grid + cells[:, 2]
-        count = np.maximum(np.bincount(flat, minlength=grid**3), 1)
-        for channel in range(3):
-            out[i, channel] = np.bincount(flat, dataset.attrs[rows, channel], grid**3) / count
-    return out.reshape(-1, 3, grid, grid, grid)
+    size = grid**3
+    out = torch.zeros(len(dataset), 3, size, dtype=torch.uint8, device=dataset.coords.device)
+    for rows, cell in _cells(dataset, resolution, grid):
+        first, last = int(cell[0]) // size, int(cell[-1]) // size + 1
+        color = dataset.attrs[rows, :3].float()
+        total = color.new_zeros((last - first) * size, 3).index_add_(0, cell - first * size, color)
+        count = torch.bincount(cell - first * size, minlength=len(total)).clamp_min(1)[:, None]
+        out[first:last] = (total / count).byte().view(-1, size, 3).transpose(1, 2)
+    return out.view(-1, 3, grid, grid, grid)
+
+
+def _cells(dataset: Dataset, resolution: int, grid: int) -> Iterator[tuple[slice, Tensor]]:
+    """Whole objects' voxels at a time, and the linear index [object, x, y, z] of the cell of each."""
+    factor, starts = resolution // grid, dataset.starts
+    first = 0
+    while first < len(dataset):
+        last = int(torch.searchsorted(starts, starts[first] + CHUNK, right=True)) - 1
+        last = min(max(last, first + 1), len(dataset))
+        rows = slice(int(starts[first]), int(starts[last]))
+        number = torch.repeat_interleave(starts[first : last + 1].diff()) + first
+        x, y, z = (dataset.coords[rows] // factor).long().T
+        yield rows, ((number * grid + x) * grid + y) * grid + z
+        first = last

@@ -1,29 +1,60 @@
-# mypy: ignore-errors
 """Solids as unions of analytic parts: signed distance, material and bounds.
 
-A solid is a list of parts; each part is a primitive with a pose, a material and an operation that joins it
-to the parts before it. Distances follow the usual closed forms (the ellipsoid's is a first-order bound).
-World space is the unit cube, z up. Knows nothing about object categories, voxels or cameras.
+A solid is a list of parts; each part is a primitive with a pose, a material and an operation. Its surface is
+min(max(min of UNION parts, -min of CARVE parts), min of ADD parts). World space is the unit cube, z up. Knows
+nothing about object categories, voxels or cameras.
 
-Letters: P parts, N points, B solids.
+Letters: P parts, B solids, N points, K pairs of a part and a group of points, G groups, Q points in a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from math import cos, radians, sin
 
 import numpy as np
-import warp as wp
+import torch
+from torch import Tensor
 
-from trellis_core.kernels.warp_start import start_warp
+from trellis_core.training.synthetic.primitives import (
+    ARC,
+    BOX,
+    CAPSULE,
+    CONE,
+    DISTANCES,
+    DOME,
+    ELLIPSOID,
+    PRISM,
+    TORUS,
+    primitive_bounds,
+)
 
-start_warp()
+__all__ = [
+    "ADD",
+    "ARC",
+    "BOX",
+    "CAPSULE",
+    "CARVE",
+    "CONE",
+    "DOME",
+    "ELLIPSOID",
+    "PRISM",
+    "TORUS",
+    "UNION",
+    "Material",
+    "Part",
+    "Solids",
+    "Vector",
+    "fit_unit_cube",
+    "pack_solids",
+    "rotation",
+    "signed_distance",
+]
 
-BOX, CONE, ELLIPSOID, DOME, TORUS, CAPSULE, PRISM = range(7)
 UNION, CARVE, ADD = range(3)  # CARVE subtracts, and paints the wall it leaves; ADD joins after all carving
-ROW = 20  # floats per packed part: kind, operation, size 4, position 3, rotation 9, spare 2
+FAR = 1.0e3  # the distance to nothing
+CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}  # distances that are worked on at a time: cache, or memory
 
 Vector = tuple[float, float, float]
 
@@ -37,13 +68,7 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One primitive. `size` by kind:
-
-    BOX half extents x, y, z, rounding; CONE half height, bottom radius, top radius (axis z); ELLIPSOID
-    radii; DOME radii of the ellipsoid whose lower half is cut off; TORUS ring radius, tube radius (axis z);
-    CAPSULE half length, radius (axis z); PRISM half width x, half depth y, half height z (ridge along y, on
-    top).
-    """
+    """One primitive; `size` is explained in `primitives`."""
 
     kind: int
     size: tuple[float, ...]
@@ -53,43 +78,64 @@ class Part:
     operation: int = UNION
     role: str = "body"  # which part of the object this is, for captions and evaluation
 
-    def extents(self) -> np.ndarray:  # float64 [3]  half extents of the box around the unturned primitive
-        s = self.size
-        if self.kind == CONE:
-            r = max(s[1], s[2])
-            return np.array([r, r, s[0]])
-        if self.kind == TORUS:
-            return np.array([s[0] + s[1], s[0] + s[1], s[1]])
-        if self.kind == CAPSULE:
-            return np.array([s[1], s[1], s[0] + s[1]])
-        return np.array(s[:3])
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Solids:
-    """Several solids, packed: the parts of solid i are rows starts[i]:starts[i + 1]."""
+    """Several solids, packed for evaluation on one device.
 
-    rows: np.ndarray  # float32 [P, ROW]
-    starts: np.ndarray  # int32 [B + 1]
-    materials: np.ndarray  # float32 [P, 5]  color 0:3, metallic, roughness
+    `parts`, `operation`, `owner`, `frame`, `size`, `low` and `high` are sorted by kind, so that each formula
+    is evaluated once for all parts of its kind; `materials` and `roles` are in the order the parts were given.
+    """
+
+    parts: Tensor  # int64 [P]           where each part stands in the order given
+    operation: Tensor  # int64 [P]
+    owner: Tensor  # int64 [P]           the solid of each part
+    frame: Tensor  # float32 [12, P]     world to local: rotation by rows, then translation
+    size: Tensor  # float32 [4, P]
+    low: Tensor  # float32 [3, P]        the box around the part, in its own frame
+    high: Tensor  # float32 [3, P]
+    kinds: Tensor  # int64 [kinds + 1]   first part of each kind
+    materials: Tensor  # float32 [P, 5]  color 0:3, metallic, roughness
+    roles: Tensor  # uint8 [P]           index into the roles that `pack_solids` was given
+    count: int  # B
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def device(self) -> torch.device:
+        return self.frame.device
+
+    def to(self, device: torch.device | str) -> Solids:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
 
 
 def rotation(turn: Vector) -> np.ndarray:
     """The matrix (local to world) of turns about x, then y, then z, in degrees."""
     (cx, cy, cz), (sx, sy, sz) = ([f(radians(a)) for a in turn] for f in (cos, sin))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    return np.array(
+        [
+            [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
+            [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
+            [-sy, cy * sx, cy * cx],
+        ]
+    )
 
 
 def fit_unit_cube(parts: Sequence[Part], longest: float = 0.94) -> list[Part]:
     """Centre the box around all parts at the origin and scale its longest side to `longest`."""
-    boxes = [
-        (np.array(p.position), np.abs(rotation(p.turn)) @ p.extents()) for p in parts if p.operation == UNION
-    ]
-    low = np.min([c - e for c, e in boxes], axis=0)
-    high = np.max([c + e for c, e in boxes], axis=0)
+    lows, highs = [], []
+    for p in parts:
+        if p.operation == CARVE:
+            continue
+        low, high = primitive_bounds(p.kind, p.size)
+        turn = rotation(p.turn)
+        middle = turn @ (low + high) / 2 + p.position
+        half = np.abs(turn) @ (high - low) / 2
+        lows.append(middle - half)
+        highs.append(middle + half)
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
     scale, center = longest / (high - low).max(), (low + high) / 2
     return [
         replace(
@@ -101,129 +147,115 @@ def fit_unit_cube(parts: Sequence[Part], longest: float = 0.94) -> list[Part]:
     ]
 
 
-def pack_solids(solids: Sequence[Sequence[Part]]) -> Solids:
-    """Lay the parts of several solids out as arrays for the kernels."""
+def pack_solids(solids: Sequence[Sequence[Part]], roles: Sequence[str] = ()) -> Solids:
+    """Lay the parts of several solids out as tensors on the CPU. Every part's role must be one of `roles`;
+    without `roles`, all are 0."""
     parts = [p for solid in solids for p in solid]
-    rows = np.zeros((len(parts), ROW), np.float32)
-    for row, p in zip(rows, parts, strict=True):
-        row[0], row[1] = p.kind, p.operation
-        row[2 : 2 + len(p.size)] = p.size
-        row[6:9] = p.position
-        row[9:18] = rotation(p.turn).T.reshape(-1)  # world to local
-    starts = np.cumsum([0, *(len(s) for s in solids)]).astype(np.int32)
-    materials = np.array(
-        [(*p.material.color, p.material.metallic, p.material.roughness) for p in parts], np.float32
+    turns = [rotation(p.turn).T for p in parts]
+    frame = np.array([[*r.reshape(-1), *(-r @ p.position)] for r, p in zip(turns, parts, strict=True)])
+    size = np.array([(*p.size, 0.0, 0.0)[:4] for p in parts])
+    bounds = np.array([primitive_bounds(p.kind, p.size) for p in parts])  # [P, 2, 3]
+    kind = np.array([p.kind for p in parts])
+    order = np.argsort(kind, kind="stable")
+    owner = np.repeat(np.arange(len(solids)), [len(s) for s in solids])
+    index = {role: i for i, role in enumerate(roles)}
+    materials = [(*p.material.color, p.material.metallic, p.material.roughness) for p in parts]
+
+    def floats(rows: np.ndarray) -> Tensor:
+        return torch.tensor(rows[order].T, dtype=torch.float32).contiguous()
+
+    return Solids(
+        parts=torch.from_numpy(order),
+        operation=torch.tensor([p.operation for p in parts])[order],
+        owner=torch.from_numpy(owner[order]),
+        frame=floats(frame),
+        size=floats(size),
+        low=floats(bounds[:, 0]),
+        high=floats(bounds[:, 1]),
+        kinds=torch.from_numpy(np.searchsorted(kind[order], range(len(DISTANCES) + 1))),
+        materials=torch.tensor(materials),
+        roles=torch.tensor([index[p.role] for p in parts] if roles else [0] * len(parts), dtype=torch.uint8),
+        count=len(solids),
     )
-    return Solids(rows, starts, materials)
 
 
 def signed_distance(
     solids: Solids,
-    points: np.ndarray,  # float32 [N, 3]
-    owner: np.ndarray,  # int32 [N]     which solid each point belongs to
-    device: str = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:  # float32 [N] negative inside; int32 [N] the part that made the distance
-    """Distance from each point to the surface of its solid, and the part whose material applies there."""
-    distance = wp.empty(len(points), dtype=float, device=device)
-    part = wp.empty(len(points), dtype=int, device=device)
-    inputs = [
-        wp.array(solids.rows, dtype=float, device=device),
-        wp.array(solids.starts, dtype=int, device=device),
-        wp.array(np.ascontiguousarray(points, np.float32), dtype=wp.vec3, device=device),
-        wp.array(np.ascontiguousarray(owner, np.int32), dtype=int, device=device),
-    ]
-    wp.launch(_distance_kernel, dim=len(points), inputs=inputs, outputs=[distance, part], device=device)
-    return distance.numpy(), part.numpy()
+    points: Tensor,  # float32 [N, 3]
+    owner: Tensor,  # int64 [N]     which solid each point belongs to
+) -> tuple[Tensor, Tensor]:  # float32 [N] negative inside; int64 [N] the part that made the distance
+    """Distance from each point to the surface of its solid, and the part (in the order given to
+    `pack_solids`) whose material applies there. Every part is evaluated at every point of its solid."""
+    order = torch.argsort(owner, stable=True)
+    distance = torch.empty_like(points[:, 0])
+    part = torch.empty_like(owner)
+    for rows in order.split(CHUNK[points.device.type]):
+        count = torch.bincount(owner[rows], minlength=len(solids))
+        pair, point = ragged((count.cumsum(0) - count)[solids.owner], count[solids.owner])
+        found = part_distances(solids, points[rows].T[:, :, None], point, pair)
+        nearest = nearest_by_operation(solids, found, point, pair, len(rows))
+        distance[rows] = join(nearest)[:, 0]
+        part[rows] = deciding_part(solids, found, nearest, point, pair)[:, 0]
+    return distance, part
 
 
-@wp.func
-def _box(p: wp.vec3, x: float, y: float, z: float, r: float) -> float:
-    qx, qy, qz = wp.abs(p[0]) - x + r, wp.abs(p[1]) - y + r, wp.abs(p[2]) - z + r
-    outside = wp.length(wp.vec3(wp.max(qx, 0.0), wp.max(qy, 0.0), wp.max(qz, 0.0)))
-    return outside + wp.min(wp.max(qx, wp.max(qy, qz)), 0.0) - r
+def part_distances(
+    solids: Solids,
+    points: Tensor,  # float32 [3, G, Q]
+    group: Tensor,  # int64 [K]
+    part: Tensor,  # int64 [K]  ascending: row of `solids`, sorted by kind
+) -> Tensor:  # float32 [K, Q]
+    """Distance of each pair's part at the points of the pair's group."""
+    out = points.new_empty(len(part), points.shape[2])
+    for kind, rows in kind_slices(solids, part, points.shape[2]):
+        x, y, z = points[:, group[rows]]
+        f = solids.frame[:, part[rows], None]
+        local = [
+            (x * f[3 * i]).add_(y * f[3 * i + 1]).add_(z * f[3 * i + 2]).add_(f[9 + i]) for i in range(3)
+        ]
+        out[rows] = DISTANCES[kind](*local, solids.size[:, part[rows], None])
+    return out
 
 
-@wp.func
-def _cone(p: wp.vec3, h: float, r1: float, r2: float) -> float:
-    """Distance to a trapezoid turned about z: the nearer of the caps and the slanted side."""
-    rho = wp.sqrt(p[0] * p[0] + p[1] * p[1])
-    cap_r = r2
-    if p[2] < 0.0:
-        cap_r = r1
-    ax = rho - wp.min(rho, cap_r)
-    ay = wp.abs(p[2]) - h
-    kx, ky = r2 - r1, 2.0 * h
-    f = wp.clamp(((r2 - rho) * kx + (h - p[2]) * ky) / (kx * kx + ky * ky), 0.0, 1.0)
-    bx, by = rho - r2 + kx * f, p[2] - h + ky * f
-    d = wp.sqrt(wp.min(ax * ax + ay * ay, bx * bx + by * by))
-    if bx < 0.0 and ay < 0.0:
-        d = -d
-    return d
+def kind_slices(solids: Solids, part: Tensor, width: int = 1) -> Iterator[tuple[int, slice]]:
+    """Rows of the ascending `part` that share a kind, in runs of a size that suits the device."""
+    step = max(CHUNK[part.device.type] // width, 1)
+    bounds = torch.searchsorted(part, solids.kinds).tolist()
+    for kind in range(len(DISTANCES)):
+        for first in range(bounds[kind], bounds[kind + 1], step):
+            yield kind, slice(first, min(first + step, bounds[kind + 1]))
 
 
-@wp.func
-def _ellipsoid(p: wp.vec3, x: float, y: float, z: float) -> float:
-    k0 = wp.length(wp.vec3(p[0] / x, p[1] / y, p[2] / z))
-    k1 = wp.length(wp.vec3(p[0] / (x * x), p[1] / (y * y), p[2] / (z * z)))
-    if k1 < 1.0e-6:
-        return -wp.min(x, wp.min(y, z))
-    return k0 * (k0 - 1.0) / k1
+def nearest_by_operation(
+    solids: Solids, distance: Tensor, group: Tensor, part: Tensor, groups: int
+) -> Tensor:  # float32 [3, G, Q]
+    """The smallest of the pairs' distances for each operation; FAR where a group has no such part."""
+    out = distance.new_full((3 * groups, distance.shape[1]), FAR)
+    rows = (solids.operation[part] * groups + group)[:, None].expand_as(distance)
+    return out.scatter_reduce_(0, rows, distance, "amin").view(3, groups, -1)
 
 
-@wp.func
-def _primitive(kind: int, p: wp.vec3, a: float, b: float, c: float, r: float) -> float:
-    if kind == 0:
-        return _box(p, a, b, c, r)
-    if kind == 1:
-        return _cone(p, a, b, c)
-    if kind == 2:
-        return _ellipsoid(p, a, b, c)
-    if kind == 3:
-        return wp.max(_ellipsoid(p, a, b, c), -p[2])
-    if kind == 4:
-        ring = wp.sqrt(p[0] * p[0] + p[1] * p[1]) - a
-        return wp.sqrt(ring * ring + p[2] * p[2]) - b
-    if kind == 5:
-        z = p[2] - wp.clamp(p[2], -a, a)
-        return wp.sqrt(p[0] * p[0] + p[1] * p[1] + z * z) - b
-    slope = (wp.abs(p[0]) * 2.0 * c + (p[2] - c) * a) / wp.sqrt(4.0 * c * c + a * a)
-    return wp.max(wp.max(slope, -p[2] - c), wp.abs(p[1]) - b)
+def join(nearest: Tensor) -> Tensor:
+    """The distance to the solid from the nearest part of each operation: [3, ...] -> [...]."""
+    return torch.minimum(torch.maximum(nearest[UNION], -nearest[CARVE]), nearest[ADD])
 
 
-@wp.func
-def solid_distance(rows: wp.array2d(dtype=float), first: int, last: int, point: wp.vec3) -> wp.vec2:
-    """Signed distance of the solid made of rows first:last, and the index of the part that decides it."""
-    d = wp.float32(1.0e3)  # a mutable value; a bare number is a constant in Warp
-    part = float(first)
-    for i in range(first, last):
-        q = point - wp.vec3(rows[i, 6], rows[i, 7], rows[i, 8])
-        local = wp.vec3(
-            rows[i, 9] * q[0] + rows[i, 10] * q[1] + rows[i, 11] * q[2],
-            rows[i, 12] * q[0] + rows[i, 13] * q[1] + rows[i, 14] * q[2],
-            rows[i, 15] * q[0] + rows[i, 16] * q[1] + rows[i, 17] * q[2],
-        )
-        e = _primitive(int(rows[i, 0]), local, rows[i, 2], rows[i, 3], rows[i, 4], rows[i, 5])
-        if rows[i, 1] != 1.0:
-            if e < d:
-                d = e
-                part = float(i)
-        elif -e > d:
-            d = -e
-            part = float(i)
-    return wp.vec2(d, part)
+def deciding_part(
+    solids: Solids, distance: Tensor, nearest: Tensor, group: Tensor, part: Tensor
+) -> Tensor:  # int64 [G, Q]
+    """The part (in the order given) whose distance is that of the solid; the first of equals."""
+    carved = -nearest[CARVE] > nearest[UNION]
+    added = nearest[ADD] < torch.maximum(nearest[UNION], -nearest[CARVE])
+    operation = torch.where(added, ADD, torch.where(carved, CARVE, UNION))
+    own = solids.operation[part]
+    decides = (operation[group] == own[:, None]) & (nearest[own, group] == distance)
+    named = torch.where(decides, solids.parts[part][:, None], len(solids.parts) - 1)
+    out = torch.full_like(operation, len(solids.parts) - 1)
+    return out.scatter_reduce_(0, group[:, None].expand_as(named), named, "amin")
 
 
-@wp.kernel(enable_backward=False)
-def _distance_kernel(
-    rows: wp.array2d(dtype=float),
-    starts: wp.array(dtype=int),
-    points: wp.array(dtype=wp.vec3),
-    owner: wp.array(dtype=int),
-    distance: wp.array(dtype=float),
-    part: wp.array(dtype=int),
-) -> None:
-    i = wp.tid()
-    s = owner[i]
-    found = solid_distance(rows, starts[s], starts[s + 1], points[i])
-    distance[i] = found[0]
-    part[i] = int(found[1])
+def ragged(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:  # int64 [total] each
+    """Row i repeated count[i] times, and beside it first[i], first[i] + 1, ..."""
+    row = torch.repeat_interleave(count)
+    step = torch.arange(len(row), device=row.device)
+    return row, step + (first - count.cumsum(0) + count)[row]

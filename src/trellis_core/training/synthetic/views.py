@@ -1,19 +1,37 @@
-# mypy: ignore-errors
 """Pictures of solids: sphere tracing, simple shading, the crop that the pipelines make.
 
-Every number of a view (camera, light, crop) comes from one generator. The picture is cropped to the object as
-`trellis_core.image.preprocess` crops a user's picture.
+Every number of a view (camera, crop, light) comes from one generator. The picture is cropped to the object as
+`trellis_core.image.preprocess` crops a user's picture, give or take a few percent.
+
+Letters: V views, S rays per side of a picture, G square tiles of all views, Q rays of a tile, N hits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, radians, sin, tan
+from math import cos, gcd, radians, sin, tan
 
 import numpy as np
-import warp as wp
+import torch
+from torch import Tensor
 
-from trellis_core.training.synthetic.shapes import Solids, solid_distance
+from trellis_core.training.synthetic.shapes import Solids
+from trellis_core.training.synthetic.tracing import SKIN, Bundles, Hits, trace
+
+TILE = 4  # rays per side of a tile, at most
+VIEWS_AT_A_TIME = {"cpu": 3, "cuda": 96}
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """Sky, one key light and a weaker fill light."""
+
+    key: np.ndarray  # float32 [3]     unit vector towards the key light
+    fill: np.ndarray  # float32 [3]     unit vector towards the fill light
+    color: np.ndarray  # float32 [3]     of the key light
+    strength: np.ndarray  # float32 [6]
+    # ambient, key, specular, fill, share of the key light that shadows take, how much darker the ground side is
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +41,7 @@ class View:
     origin: np.ndarray  # float32 [3]
     axes: np.ndarray  # float32 [3, 3]  right, up, forward
     window: np.ndarray  # float32 [3]     centre u, v and half side, in units of focal length
-    light: np.ndarray  # float32 [3]     unit vector towards the key light
-    strength: np.ndarray  # float32 [3]     ambient, key, specular
+    light: Light
 
 
 def look_at(yaw: float, pitch: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -32,155 +49,183 @@ def look_at(yaw: float, pitch: float, radius: float) -> tuple[np.ndarray, np.nda
     a, b = radians(yaw), radians(pitch)
     back = np.array([sin(a) * cos(b), -cos(a) * cos(b), sin(b)])
     right = np.array([cos(a), sin(a), 0.0])
-    return (back * radius).astype(np.float32), np.stack([right, np.cross(back, right), -back]).astype(
-        np.float32
-    )
+    axes = np.stack([right, np.cross(back, right), -back])
+    return (back * radius).astype(np.float32), axes.astype(np.float32)
+
+
+def camera_distance(fov: float) -> float:
+    """Where a camera of `fov` degrees stands to see the unit cube."""
+    return 0.73 / tan(radians(fov / 2))
 
 
 def sample_view(
     rng: np.random.Generator,
-    surface: np.ndarray,  # float32 [N, 3]  points on the object, for the crop
-    margin: tuple[float, float] = (0.99, 1.05),
+    surface: Tensor,  # float32 [N, 3]  points on the object, for the crop
+    margin: tuple[float, float] = (0.97, 1.10),
+    shift: float = 0.02,  # of the window's side
 ) -> View:
-    """A random view: yaw within 60 degrees, pitch 0 to 35, light from the camera's side, a crop around the
+    """A random view: yaw within 60 degrees, pitch -5 to 40, light from the camera's side, a crop around the
     object."""
-    fov = rng.uniform(30, 48)
-    radius = 0.73 / tan(radians(fov / 2))
-    yaw, pitch = rng.uniform(-60, 60), rng.uniform(0, 35)
-    origin, axes = look_at(yaw, pitch, radius)
-    light = axes.T @ np.array(
-        [rng.uniform(-0.9, 0.9), rng.uniform(0.1, 1.0), -rng.uniform(0.5, 1.0)], np.float32
-    )
-    strength = np.array([rng.uniform(0.45, 0.7), rng.uniform(0.4, 0.7), rng.uniform(0.1, 0.5)], np.float32)
-    return View(
-        origin,
-        axes,
-        crop_window(origin, axes, surface, rng.uniform(*margin)),
-        light / np.linalg.norm(light),
-        strength,
+    yaw, pitch = rng.uniform(-60, 60), rng.uniform(-5, 40)
+    origin, axes = look_at(yaw, pitch, camera_distance(rng.uniform(25, 50)))
+    light = sample_light(rng, yaw)
+    window = crop_window(origin, axes, surface, rng.uniform(*margin))
+    window[:2] += (rng.uniform(-shift, shift, 2) * 2 * window[2]).astype(np.float32)
+    return View(origin, axes, window, light)
+
+
+def sample_light(rng: np.random.Generator, yaw: float) -> Light:
+    """A key light from anywhere above the horizon on the side of a camera at `yaw`, warm or cold, often with
+    a fill light from the other side, sometimes with shadows."""
+    side, height = rng.uniform(-90, 90), rng.uniform(0.05, 1.0)
+    ambient, key = rng.uniform(0.35, 0.7), rng.uniform(0.3, 0.8)
+    fill = rng.uniform(0.1, 0.35) if rng.random() < 0.5 else 0.0
+    exposure = rng.uniform(0.85, 1.2) / (ambient + 0.8 * key + 0.4 * fill)
+    shadow = rng.uniform(0.5, 0.9) if rng.random() < 0.3 else 0.0
+    warmth = rng.normal(0, 0.05)
+    strength = [ambient * exposure, key * exposure, rng.uniform(0.05, 0.5), fill * exposure, shadow]
+    strength.append(rng.uniform(0.0, 0.4))
+    return Light(
+        key=_direction(yaw + side, height),
+        fill=_direction(yaw - np.sign(side) * rng.uniform(30, 90), rng.uniform(0.0, 0.5)),
+        color=np.array([1 + warmth, 1, 1 - warmth], np.float32),
+        strength=np.array(strength, np.float32),
     )
 
 
-def crop_window(origin: np.ndarray, axes: np.ndarray, surface: np.ndarray, margin: float = 1.0) -> np.ndarray:
+def _direction(yaw: float, height: float) -> np.ndarray:  # float32 [3]
+    """The unit vector towards `yaw` degrees (0 = -y) whose z is `height`."""
+    a, level = radians(yaw), (1 - height * height) ** 0.5
+    return np.array([sin(a) * level, -cos(a) * level, height], np.float32)
+
+
+def crop_window(
+    origin: np.ndarray, axes: np.ndarray, surface: Tensor, margin: float = 1.0
+) -> np.ndarray:  # float32 [3]
     """The square around the projected surface, `margin` times its longer side."""
-    local = (surface - origin) @ axes.T
-    uv = local[:, :2] / local[:, 2:]
-    low, high = uv.min(axis=0), uv.max(axis=0)
-    return np.array([*(low + high) / 2, (high - low).max() / 2 * margin], np.float32)
+    x, y, z = (surface - surface.new_tensor(origin)).T
+    right, up, depth = (x.mul(a).add_(y * b).add_(z * c) for a, b, c in axes.tolist())
+    u, v = right / depth, up / depth
+    left, low, right_, high = torch.stack([u.amin(), v.amin(), u.amax(), v.amax()]).tolist()
+    half = max(right_ - left, high - low) / 2 * margin
+    return np.array([(left + right_) / 2, (low + high) / 2, half], np.float32)
+
+
+def on_black(picture: Tensor) -> Tensor:
+    """RGBA uint8 [..., 4] to premultiplied RGB uint8 [..., 3], as the pipelines' preprocessing does."""
+    rgba = picture.float() / 255
+    return (rgba[..., :3] * rgba[..., 3:] * 255).byte()
 
 
 def render_views(
     solids: Solids,
-    owner: np.ndarray,  # int [V]     which solid each view shows
-    views: list[View],
+    owner: Sequence[int],  # [V]  which solid each view shows
+    views: Sequence[View],
     size: int,
     supersample: int = 2,
-    device: str = "cpu",
-) -> np.ndarray:  # uint8 [V, size, size, 4]  straight alpha
+) -> Tensor:  # uint8 [V, size, size, 4]  straight alpha
     """Trace and shade the views; `supersample`^2 rays per pixel are averaged premultiplied."""
-    side = size * supersample
-    part = wp.empty((len(views), side, side), dtype=int, device=device)
-    normal = wp.empty((len(views), side, side), dtype=wp.vec3, device=device)
-    cameras = np.stack([np.concatenate([v.origin, v.axes.ravel(), v.window]) for v in views])
-    inputs = [
-        wp.array(solids.rows, dtype=float, device=device),
-        wp.array(solids.starts, dtype=int, device=device),
-        wp.array(np.ascontiguousarray(owner, np.int32), dtype=int, device=device),
-        wp.array(cameras.astype(np.float32), dtype=float, device=device),
-        side,
-    ]
-    wp.launch(
-        _trace_kernel, dim=(len(views), side, side), inputs=inputs, outputs=[part, normal], device=device
-    )
-    return np.stack(
-        [
-            _shade(solids, v, p, n, supersample)
-            for v, p, n in zip(views, part.numpy(), normal.numpy(), strict=True)
-        ]
-    )
-
-
-def on_black(picture: np.ndarray) -> np.ndarray:
-    """RGBA uint8 [..., 4] to premultiplied RGB uint8 [..., 3], as the pipelines' preprocessing does."""
-    rgba = picture.astype(np.float32) / 255
-    return (rgba[..., :3] * rgba[..., 3:] * 255).astype(np.uint8)
-
-
-def _shade(solids: Solids, view: View, part: np.ndarray, normal: np.ndarray, supersample: int) -> np.ndarray:
-    """Lambert, Blinn and sky over the base color; metals tint their highlight and their sky."""
-    side = len(part)
-    hit = part >= 0
-    material = solids.materials[part[hit]]
-    n = normal[hit]
-    color, metallic, roughness = material[:, :3], material[:, 3:4], material[:, 4:5]
-    ambient, key, specular = view.strength
-    to_eye = -view.axes[2]
-    half = (view.light + to_eye) / np.linalg.norm(view.light + to_eye)
-    diffuse = np.clip(n @ view.light, 0, 1)[:, None]
-    sky = 0.75 + 0.25 * n[:, 2:3]
-    shine = np.clip(n @ half, 0, 1)[:, None] ** (2 / np.clip(roughness, 0.15, 1) ** 2)
-    tint = metallic * color + (1 - metallic)
-    lit = color * (ambient * sky + key * diffuse) * (1 - 0.25 * metallic)
-    lit = lit + specular * (1 - 0.8 * roughness) * shine * tint * (0.6 + 0.8 * metallic)
-    image = np.zeros((side, side, 4), np.float32)
-    image[hit] = np.concatenate([lit.clip(0, 1), np.ones_like(sky)], axis=1)
-    small = side // supersample
-    image = image.reshape(small, supersample, small, supersample, 4).mean(axis=(1, 3))
-    image[..., :3] /= np.maximum(image[..., 3:], 1e-6)
-    return np.round(image.clip(0, 1) * 255).astype(np.uint8)
-
-
-@wp.kernel(enable_backward=False)
-def _trace_kernel(
-    rows: wp.array2d(dtype=float),
-    starts: wp.array(dtype=int),
-    owner: wp.array(dtype=int),
-    cameras: wp.array2d(dtype=float),
-    side: int,
-    part: wp.array3d(dtype=int),
-    normal: wp.array3d(dtype=wp.vec3),
-) -> None:
-    """Sphere tracing (Hart, 1996) through the unit cube; the normal is the distance's gradient (four
-    samples)."""
-    view, y, x = wp.tid()
-    first, last = starts[owner[view]], starts[owner[view] + 1]
-    u = cameras[view, 12] + cameras[view, 14] * (2.0 * (float(x) + 0.5) / float(side) - 1.0)
-    v = cameras[view, 13] - cameras[view, 14] * (2.0 * (float(y) + 0.5) / float(side) - 1.0)
-    origin = wp.vec3(cameras[view, 0], cameras[view, 1], cameras[view, 2])
-    ray = wp.normalize(
-        wp.vec3(
-            u * cameras[view, 3] + v * cameras[view, 6] + cameras[view, 9],
-            u * cameras[view, 4] + v * cameras[view, 7] + cameras[view, 10],
-            u * cameras[view, 5] + v * cameras[view, 8] + cameras[view, 11],
+    order = np.argsort(owner, kind="stable")
+    step = VIEWS_AT_A_TIME[solids.device.type]
+    parts = []
+    for first in range(0, len(order), step):
+        chosen = order[first : first + step]
+        shown = torch.tensor([owner[i] for i in chosen], device=solids.device)
+        parts.append(
+            _render(solids, shown, _stack([views[i] for i in chosen], solids.device), size, supersample)
         )
-    )
-    near = wp.float32(0.0)
-    far = wp.float32(1.0e6)
-    for axis in range(3):
-        enter = (-0.5 - origin[axis]) / ray[axis]
-        leave = (0.5 - origin[axis]) / ray[axis]
-        near = wp.max(near, wp.min(enter, leave))
-        far = wp.min(far, wp.max(enter, leave))
-    t = near
-    found = wp.int32(-1)
-    for _step in range(80):
-        if t > far:
-            break
-        hit = solid_distance(rows, first, last, origin + ray * t)
-        if hit[0] < 6.0e-4:
-            found = int(hit[1])
-            break
-        t = t + hit[0] * 0.9
-    part[view, y, x] = found
-    if found >= 0:
-        p = origin + ray * t
-        h = wp.float32(5.0e-4)
-        a = wp.vec3(1.0, -1.0, -1.0)
-        b = wp.vec3(-1.0, -1.0, 1.0)
-        c = wp.vec3(-1.0, 1.0, -1.0)
-        d = wp.vec3(1.0, 1.0, 1.0)
-        da = solid_distance(rows, first, last, p + a * h)
-        db = solid_distance(rows, first, last, p + b * h)
-        dc = solid_distance(rows, first, last, p + c * h)
-        dd = solid_distance(rows, first, last, p + d * h)
-        normal[view, y, x] = wp.normalize(a * da[0] + b * db[0] + c * dc[0] + d * dd[0])
+    return torch.cat(parts)[np.argsort(order)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """The fields of several views, one row each."""
+
+    origin: Tensor  # float32 [V, 3]
+    axes: Tensor  # float32 [V, 3, 3]
+    window: Tensor  # float32 [V, 3]
+    key: Tensor  # float32 [V, 3]
+    fill: Tensor  # float32 [V, 3]
+    color: Tensor  # float32 [V, 3]
+    strength: Tensor  # float32 [V, 6]  ambient, key, specular, fill, shadow, sky
+
+
+def _stack(views: Sequence[View], device: torch.device) -> _Views:
+    rows = [
+        (v.origin, v.axes, v.window, v.light.key, v.light.fill, v.light.color, v.light.strength)
+        for v in views
+    ]
+    return _Views(*(torch.from_numpy(np.stack(column)).to(device) for column in zip(*rows, strict=True)))
+
+
+def _render(solids: Solids, owner: Tensor, views: _Views, size: int, supersample: int) -> Tensor:
+    side = size * supersample
+    bundles, pixel = _camera_rays(owner, views, side)
+    hits = trace(solids, bundles, _tile_reach(views, side))
+    seen = pixel[hits.ray]
+    shown = seen // side**2
+    image = hits.point.new_zeros(len(owner) * side**2, 4)
+    image[seen, :3] = _shade(solids, hits, shown, views, _in_shadow(solids, owner, hits, shown, views))
+    image[seen, 3] = 1
+    image = image.view(-1, size, supersample, size, supersample, 4).mean(dim=(2, 4))
+    image[..., :3] /= image[..., 3:].clamp_min(1e-6)
+    return (image.clamp(0, 1) * 255).round().byte()
+
+
+def _camera_rays(owner: Tensor, views: _Views, side: int) -> tuple[Bundles, Tensor]:  # int64 [G * Q]
+    """One bundle for every tile, and the pixel of every ray."""
+    tile = gcd(side, TILE)
+    tiles = side // tile
+    device = owner.device
+    index = torch.arange(len(owner) * side**2, device=device).view(-1, tiles, tile, tiles, tile)
+    pixel = index.transpose(2, 3).reshape(-1, tile**2)  # [G, Q]
+    view = pixel[:, 0] // side**2
+    u, v = (2 * (pixel % side) + 1) / side - 1, 1 - (2 * (pixel // side % side) + 1) / side
+    middle = views.window[view].T[:, :, None]
+    u, v = middle[0] + middle[2] * u, middle[1] + middle[2] * v
+    right, up, forward = views.axes[view].permute(1, 2, 0)[..., None]  # [3, G, 1] each
+    direction = forward + u * right + v * up
+    return Bundles(owner[view], views.origin[view].T, direction.mean(dim=2), direction), pixel.flatten()
+
+
+def _tile_reach(views: _Views, side: int) -> float:
+    """How far the corner of a tile is from its middle at the far side of the cube."""
+    depth = views.origin.norm(dim=1) + 0.87
+    return float((views.window[:, 2] * depth).max()) * 2**0.5 * gcd(side, TILE) / side
+
+
+def _in_shadow(solids: Solids, owner: Tensor, hits: Hits, shown: Tensor, views: _Views) -> Tensor:  # bool [N]
+    """Which hits the key light does not reach because something is in between; only in views with shadows."""
+    towards = views.key[shown]
+    lit = (hits.normal.T * towards).sum(dim=1) > 0
+    tested = (lit & (views.strength[shown, 4] > 0)).nonzero()[:, 0]
+    shadow = torch.zeros_like(lit)
+    if len(tested):
+        origin = (hits.point + 2 * SKIN * hits.normal)[:, tested]
+        direction = towards[tested].T.contiguous()
+        blocked = trace(solids, Bundles(owner[shown[tested]], origin, direction, direction[:, :, None]))
+        shadow[tested[blocked.ray]] = True
+    return shadow
+
+
+def _shade(
+    solids: Solids, hits: Hits, shown: Tensor, views: _Views, shadow: Tensor
+) -> Tensor:  # float32 [N, 3]
+    """Lambert, Blinn and sky over the base color; metals tint their highlight and their sky."""
+    material, normal = solids.materials[hits.part], hits.normal.T
+    color, metallic, roughness = material[:, :3], material[:, 3:4], material[:, 4:]
+    ambient, key, specular, fill, shade, sky = views.strength[shown].T[..., None]
+    half = views.key - views.axes[:, 2]
+    half = (half / half.norm(dim=1, keepdim=True))[shown]
+    direct = torch.where(shadow[:, None], 1 - shade, 1)
+    diffuse = _dot(normal, views.key[shown]) * direct * key * views.color[shown]
+    filled = _dot(normal, views.fill[shown]) * fill
+    above = 1 - sky * (0.5 - 0.5 * normal[:, 2:])
+    shine = _dot(normal, half).pow(2 / roughness.clamp(0.15, 1) ** 2) * direct
+    tint = metallic * color + (1 - metallic)
+    lit = color * (ambient * above + diffuse + filled) * (1 - 0.25 * metallic)
+    return (lit + specular * (1 - 0.8 * roughness) * shine * tint * (0.6 + 0.8 * metallic)).clamp(0, 1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # float32 [N, 1], not below 0
+    return (a * b).sum(dim=1, keepdim=True).clamp_min(0)
