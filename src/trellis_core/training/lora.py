@@ -92,7 +92,7 @@ class LoRA(nn.Module):
         return found
 
     def save(self, path: Path, **facts: Any) -> None:
-        """Write a safetensors file that also says rank, alpha, targets, the base's fingerprint and `facts`."""
+        """Write a safetensors file that also says rank, alpha, targets, the base's fingerprint, `facts`."""
         about = {**facts, **asdict(self.settings), "base": self.base}
         tensors = {k: v.float().cpu().contiguous() for k, v in self.tensors().items()}
         write_file(path, [save(tensors, {"format": FORMAT, "lora": json.dumps(about)})])
