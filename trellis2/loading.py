@@ -21,21 +21,27 @@ from trellis2.pipeline import ModelIdentity
 from trellis2.settings import PipelineSettings, read_settings
 from trellis_core.errors import ModelError
 from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
-from trellis_core.memory.cost import describe_networks
+from trellis_core.memory.cost import Network, describe_networks
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.models.image_encoder import DINOv3ViT
+from trellis_core.models.text_encoder import CLIPTextEncoder
+from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.runtime import Runtime
 from trellis_core.weights import hub
 from trellis_core.weights.load import configured_dtype, load_model, read_config
 from trellis_core.weights.verify import count_parameters
 
-IMAGE_ENCODER = "image_encoder"  # its name among the networks; pipeline.json keeps it apart
+IMAGE_ENCODER = "image_encoder"  # their names among the networks; pipeline.json keeps them apart
+TEXT_ENCODER = "text_encoder"
+FULL_PRECISION = (DINOv3ViT.__name__, CLIPTextEncoder.__name__)  # encoders run in float32, as released
 TEXTURING = "texturing_pipeline.json"
 
 
 def find_checkpoints(folder: Path, settings: PipelineSettings, model: str) -> dict[str, Path]:
     """Network name -> stem of its files. Raises `ModelError` for the first one that is missing."""
     references = {**settings.models, IMAGE_ENCODER: settings.image_encoder}
+    if settings.text is not None:
+        references[TEXT_ENCODER] = settings.text.encoder
     if (folder / TEXTURING).is_file():
         # its encoder is optional: only texturing needs it, and says so when it is missing
         extra = read_settings(folder / TEXTURING).models
@@ -58,12 +64,27 @@ def open_networks(stems: Mapping[str, Path]) -> Networks:
 
 
 def load_network(stem: Path, runtime: Runtime) -> nn.Module:
-    """One network in host memory, strictly loaded, its torso in the precision the runtime asks for."""
+    """One network in host memory, strictly loaded, its torso in the precision the runtime asks for.
+
+    A text encoder comes with its tokenizer.
+    """
     config = network_config(stem)
-    # the image encoder runs in float32, as released
-    encoder = config["name"] == DINOv3ViT.__name__
+    encoder = config["name"] in FULL_PRECISION
     dtype = torch.float32 if encoder else torso_dtype(configured_dtype(config), runtime)
-    return load_model(stem, MODELS, dtype=dtype, kernels=runtime.kernels, config=config)
+    network = load_model(stem, MODELS, dtype=dtype, kernels=runtime.kernels, config=config)
+    if isinstance(network, CLIPTextEncoder):
+        network.tokenizer = Tokenizer.read(*vocabulary_of(stem))
+        if network.tokenizer.size > config["args"]["vocab_size"]:
+            raise ModelError(
+                f"the vocabulary beside `{stem}` has more tokens than the encoder",
+                hint="download the model again",
+            )
+    return network
+
+
+def vocabulary_of(stem: Path) -> tuple[Path, Path]:
+    """The files of a text encoder's tokenizer: `S.vocab.json` and `S.merges.txt`."""
+    return stem.with_name(f"{stem.name}.vocab.json"), stem.with_name(f"{stem.name}.merges.txt")
 
 
 def network_config(stem: Path) -> dict[str, Any]:
@@ -88,6 +109,8 @@ def torso_dtype(configured: torch.dtype, runtime: Runtime) -> torch.dtype:
 
 def identify(name: str, folder: Path, stems: Mapping[str, Path]) -> ModelIdentity:
     files = [folder / hub.PIPELINE, *(hub.weights_of(stem) for stem in stems.values())]
+    if TEXT_ENCODER in stems:
+        files += [path for path in vocabulary_of(stems[TEXT_ENCODER]) if path.is_file()]
     return ModelIdentity(name, hub.fingerprint(files))
 
 
@@ -104,5 +127,22 @@ def plan_for(
         name: (network_config(stem), count_parameters(hub.weights_of(stem)))
         for name, stem in find_checkpoints(folder, settings, folder.name).items()
     }
+    text = configs.pop(TEXT_ENCODER, None)
     networks = describe_networks(configs, resolution=kind.resolution, image_size=max(kind.image_sizes))
+    if text is not None and settings.text is not None:
+        networks[TEXT_ENCODER] = describe_text_encoder(*text, settings.text.max_length)
     return VRAMManager(device, request).plan(networks)
+
+
+def describe_text_encoder(config: Mapping[str, Any], parameters: int, tokens: int) -> Network:
+    args = config["args"]
+    return Network(
+        stage="condition",
+        kind="transformer",
+        parameters=parameters,
+        width=args["hidden_size"],
+        hidden=args["intermediate_size"],
+        blocks=args["num_hidden_layers"],
+        tokens=tokens,
+        full_precision=True,
+    )

@@ -1,7 +1,9 @@
 """One TRELLIS.2 run, top to bottom.
 
-    picture -> condition -> structure -> shape latent -> texture latent -> voxels, mesh -> asset
+    condition -> tokens -> structure -> shape latent -> texture latent -> voxels, mesh -> asset
     \\_________________________ sample() -> Bundle ________________/ \\_ decode() _/ \\ export()
+
+A condition is a picture, several pictures of one object, or a prompt (`condition.py`).
 
 Stages are in `stages.py`; this file decides their order and what is drawn when. Random numbers come
 from one CPU generator seeded after preprocessing, in the released order: structure, shape (each
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,25 +22,30 @@ from PIL import Image
 from torch import Tensor
 
 from trellis2 import stages
+from trellis2.condition import Condition, Picture, Prompt, prepare_pictures, read_prompt
 from trellis2.dual_grid import normalize_mesh
 from trellis2.networks import Networks
-from trellis2.settings import MAX_TOKENS, PipelineSettings, PipelineType, ShapePass, override
+from trellis2.settings import (
+    MAX_TOKENS,
+    PipelineSettings,
+    PipelineType,
+    ShapePass,
+    TextSettings,
+    override,
+)
 from trellis2.texturing import encode_shape, mesh_voxels
 from trellis_core import __version__
-from trellis_core.errors import InputError
+from trellis_core.errors import InputError, UsageError
 from trellis_core.geometry.asset import ExportSettings, build_asset, texture_mesh
 from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
-from trellis_core.image.background import choose_background_remover
-from trellis_core.image.preprocess import has_transparency, preprocess_picture
 from trellis_core.io import WRITERS
-from trellis_core.io.images import read_picture
 from trellis_core.memory.residency import memory_errors
 from trellis_core.runtime import Progress, Runtime, cancellable
+from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
 from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.weights.bundle import Bundle
 
-Picture = Image.Image | str | Path
 Overrides = Mapping[str, Any] | None  # entries of SamplerSettings; None keeps the model's value
 
 THUMBNAIL_SIDE = 128
@@ -65,7 +71,9 @@ class Sampling:
     max_tokens: int
     generator: torch.Generator
     runtime: Runtime
-    conds: dict[int, Tensor] = field(default_factory=dict)  # picture side -> tokens [B, M, C]
+    mode: str = STOCHASTIC  # how several pictures are combined
+    # picture side -> tokens [B, M, C] of every picture, or of the prompt
+    conds: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def draw(self, *shape: int) -> Tensor:
         """The next standard normal numbers of the run, the same on every device."""
@@ -87,25 +95,36 @@ class Pipeline:
     def pipeline_types(self) -> Sequence[str]:
         return tuple(self.settings.pipeline_types)
 
+    @property
+    def has_text(self) -> bool:
+        """Whether it takes prompts."""
+        return self.settings.text is not None
+
     def run(
         self,
-        picture: Picture,
+        picture: Picture | None = None,
         *,
+        prompt: str | None = None,
+        pictures: Sequence[Picture] = (),
         seed: int = 42,
         export: ExportSettings | None = None,
         on_progress: Progress | None = None,
         cancel: Callable[[], bool] | None = None,
         **sampling: Any,
     ) -> Asset:
-        """Picture to finished asset; `sampling` goes to `sample`."""
-        bundle = self.sample(picture, seed=seed, on_progress=on_progress, cancel=cancel, **sampling)
+        """Picture, several pictures or prompt to finished asset; `sampling` goes to `sample`."""
+        start: dict[str, Any] = {"prompt": prompt, "pictures": pictures}
+        bundle = self.sample(picture, **start, seed=seed, on_progress=on_progress, cancel=cancel, **sampling)
         shape = self.decode(bundle, on_progress=on_progress, cancel=cancel)[0]
         return self.export(shape, export, extras=provenance(bundle), on_progress=on_progress, cancel=cancel)
 
     def sample(
         self,
-        picture: Picture,
+        picture: Picture | None = None,
         *,
+        prompt: str | None = None,
+        pictures: Sequence[Picture] = (),
+        mode: str = STOCHASTIC,
         seed: int = 42,
         num_samples: int = 1,
         pipeline_type: str | None = None,
@@ -119,10 +138,17 @@ class Pipeline:
     ) -> Bundle:
         """Sample everything that is random; the result can be saved, decoded and exported later.
 
-        `picture` is a path or a PIL image. `num_samples` different objects share one bundle.
-        Raises `InputError` for pictures without an object, `UsageError` for unknown settings,
-        `OutOfMemory`, and `Cancelled` when `cancel()` returns true between two steps.
+        A run starts from one of three: `picture`, a path or a PIL image; several `pictures` of one object,
+        combined by `mode` ("stochastic": each step sees the next picture; "multidiffusion": every step
+        sees all, and takes as much longer); or a `prompt`, when the model has a text encoder.
+        `num_samples` different objects share one bundle.
+        Raises `InputError` for pictures without an object and prompts without one that the model knows,
+        `UsageError` for unknown settings, `OutOfMemory`, and `Cancelled` when `cancel()` returns true
+        between two steps.
         """
+        condition = Condition.of(picture, pictures, prompt, mode, background)
+        if prompt is not None:
+            self._require_text()
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
         kind = self.settings.pipeline_type(pipeline_type)
         run = Sampling(
@@ -134,10 +160,15 @@ class Pipeline:
             max_tokens=max_tokens,
             generator=torch.Generator().manual_seed(seed),
             runtime=runtime,
+            mode=mode,
         )
-        image = prepare_picture(picture, background, runtime)
+        images = prepare_pictures(condition, runtime)
         with torch.inference_mode(), memory_errors("sampling"):
-            self._encode(image, run, kind.image_sizes)
+            encoded = None
+            if condition.prompt is not None:
+                encoded = self._encode_prompt(condition.prompt, run, kind.image_sizes)
+            else:
+                self._encode_pictures(images, run, kind.image_sizes)
             coords = self._sample_structure(run)
             latent, resolution = self._sample_shape(coords, run)
             color = self._sample_texture(latent, run)
@@ -147,10 +178,11 @@ class Pipeline:
                 "shape_latent": latent.feats.float().cpu(),
                 "texture_latent": color.feats.float().cpu(),
                 "structure_coords": coords.cpu(),
-                "thumbnail": thumbnail(image),
+                **({"thumbnail": thumbnail(images[0])} if images else {}),
             },
             info={
                 "model": asdict(self.identity),
+                "condition": condition.facts(encoded),
                 "pipeline_type": kind.name,
                 "resolution": resolution,
                 "num_samples": num_samples,
@@ -242,13 +274,13 @@ class Pipeline:
             generator=torch.Generator().manual_seed(seed),
             runtime=runtime,
         )
-        image = prepare_picture(picture, background, runtime)
+        images = prepare_pictures(Condition(pictures=(picture,), background=background), runtime)
         mesh = replace(mesh, vertices=normalize_mesh(mesh.vertices))
         with torch.inference_mode(), memory_errors("texturing"):
             runtime.report("voxelize", 0, 1)
             grid = mesh_voxels(mesh, kind.resolution)
             runtime.report("voxelize", 1, 1)
-            self._encode(image, run, {kind.texture_image_size})
+            self._encode_pictures(images, run, {kind.texture_image_size})
             with self.networks.use("shape_slat_encoder", runtime) as encoder:
                 coords, vertices, crossings = (
                     t.to(runtime.device) for t in (grid.coords, grid.dual_vertices, grid.crossings)
@@ -273,14 +305,35 @@ class Pipeline:
                 mesh, voxels, export or ExportSettings(), runtime=runtime, extras=facts, writers=WRITERS
             )
 
-    def _encode(self, image: Image.Image, run: Sampling, sizes: set[int]) -> None:
+    def _encode_pictures(self, images: Sequence[Image.Image], run: Sampling, sizes: set[int]) -> None:
         """Fill `run.conds` for every picture size the run needs."""
-        run.runtime.report("condition", 0, len(sizes))
+        steps = len(sizes) * len(images)
+        run.runtime.report("condition", 0, steps, unused_pictures(run, len(images)))
         with self.networks.use("image_encoder", run.runtime) as encoder:
-            for done, size in enumerate(sorted(sizes), start=1):
-                tokens = stages.encode_picture(encoder, [image], size, run.runtime)
-                run.conds[size] = tokens.expand(run.num_samples, -1, -1)
-                run.runtime.report("condition", done, len(sizes))
+            for size in sorted(sizes):
+                run.conds[size] = ()
+                for image in images:
+                    tokens = stages.encode_picture(encoder, [image], size, run.runtime)
+                    run.conds[size] += (tokens.expand(run.num_samples, -1, -1),)
+                    run.runtime.report("condition", sum(map(len, run.conds.values())), steps)
+
+    def _encode_prompt(self, text: str, run: Sampling, sizes: set[int]) -> Prompt:
+        """Fill `run.conds` with the same tokens for every size."""
+        run.runtime.report("condition", 0, 1)
+        with self.networks.use("text_encoder", run.runtime) as encoder:
+            prompt = read_prompt(text, encoder.tokenizer, self._require_text())
+            tokens = stages.encode_prompt(encoder, prompt.ids, run.runtime)
+        run.conds.update(dict.fromkeys(sizes, (tokens.expand(run.num_samples, -1, -1),)))
+        run.runtime.report("condition", 1, 1, prompt.note)
+        return prompt
+
+    def _require_text(self) -> TextSettings:
+        if self.settings.text is None:
+            raise UsageError(
+                f"the model `{self.identity.name}` takes pictures only: it has no text encoder",
+                hint="choose a model whose `pipeline.json` has a `text_cond_model`, or give a picture",
+            )
+        return self.settings.text
 
     def _sample_structure(self, run: Sampling) -> Tensor:
         """Token coordinates int32 [N, 4] of the first shape pass."""
@@ -290,8 +343,9 @@ class Pipeline:
         ):
             noise = run.draw(run.num_samples, flow.in_channels, *[flow.resolution] * 3)
             cond = run.conds[run.kind.structure_image_size]
+            grid = run.kind.structure_resolution
             return stages.sample_structure(
-                flow, decoder, cond, noise, run.structure, run.kind.structure_resolution, run.runtime
+                flow, decoder, cond, noise, run.structure, grid, run.runtime, run.mode
             )
 
     def _sample_shape(self, coords: Tensor, run: Sampling) -> tuple[SparseTensor, int]:
@@ -313,7 +367,7 @@ class Pipeline:
         with self.networks.use(part.model, run.runtime) as flow:
             noise = SparseTensor(run.draw(len(coords), flow.in_channels), coords, batch_size=run.num_samples)
             cond = run.conds[part.image_size]
-            latent = stages.sample_flow(flow, noise, cond, run.shape, run.runtime, "shape")
+            latent = stages.sample_flow(flow, noise, cond, run.shape, run.runtime, "shape", mode=run.mode)
         return stages.denormalize(latent, self.settings.shape_normalization)
 
     def _sample_texture(self, latent: SparseTensor, run: Sampling) -> SparseTensor:
@@ -323,7 +377,7 @@ class Pipeline:
             noise = shape.replace(run.draw(len(shape), flow.in_channels - shape.feats.shape[1]))
             cond = run.conds[run.kind.texture_image_size]
             color = stages.sample_flow(
-                flow, noise, cond, run.texture, run.runtime, "texture", concat_cond=shape
+                flow, noise, cond, run.texture, run.runtime, "texture", mode=run.mode, concat_cond=shape
             )
         return stages.denormalize(color, self.settings.texture_normalization)
 
@@ -338,15 +392,17 @@ class Pipeline:
             return stages.voxel_meshes(decoded, shape_decoder, resolution)
 
 
-def prepare_picture(picture: Picture, background: str, runtime: Runtime) -> Image.Image:
-    """Read, cut out and crop a picture: square RGB, object on black."""
-    runtime.report("picture", 0, 1)
-    image = picture if isinstance(picture, Image.Image) else read_picture(Path(picture))
-    remover, notice = choose_background_remover(background)
-    notices = [image.info.get("notice", ""), "" if has_transparency(image) else notice]
-    prepared = preprocess_picture(image, remover)
-    runtime.report("picture", 1, 1, "; ".join(filter(None, notices)))
-    return prepared
+def unused_pictures(run: Sampling, count: int) -> str:
+    """What to say when a stage has fewer steps than there are pictures."""
+    stages_of = {"structure": run.structure, "shape": run.shape, "texture": run.texture}
+    short = [
+        f"{pictures_used(run.mode, count, sampler.steps)} in the {name} stage"
+        for name, sampler in stages_of.items()
+        if pictures_used(run.mode, count, sampler.steps) < count
+    ]
+    if not short:
+        return ""
+    return f"of the {count} pictures only {', '.join(short)} are used; give more steps or fewer pictures"
 
 
 def lowered(part: ShapePass, resolution: int, run: Sampling) -> str:
@@ -365,5 +421,5 @@ def thumbnail(image: Image.Image) -> Tensor:
 
 def provenance(bundle: Bundle) -> dict[str, Any]:
     """What the finished file says about its origin."""
-    keep = ("model", "pipeline_type", "resolution", "seed", "samplers", "version")
-    return {"generator": "trellis", **{name: bundle.info[name] for name in keep}}
+    keep = ("model", "condition", "pipeline_type", "resolution", "seed", "samplers", "version")
+    return {"generator": "trellis", **{name: bundle.info[name] for name in keep if name in bundle.info}}

@@ -15,6 +15,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trellis_core.models.tokenizer import Tokenizer
+
 IMAGE_MODELS = (
     "sparse_structure_decoder",
     "sparse_structure_flow_model",
@@ -32,6 +34,16 @@ class TrainedNetwork:
     network: nn.Module
 
 
+@dataclass(frozen=True, slots=True)
+class ReleasedText:
+    """What the pipeline file says about the network `text_encoder`, and its vocabulary."""
+
+    tokenizer: Tokenizer
+    max_length: int  # tokens
+    words: tuple[str, ...] | None = None  # all it was trained on; None: any
+    nouns: tuple[str, ...] = ()  # the objects it can make
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseFacts:
     """What the pipeline files say beside the networks."""
@@ -43,16 +55,24 @@ class ReleaseFacts:
     shape_normalization: tuple[Tensor, Tensor]  # mean, std, each float32 [C]
     texture_normalization: tuple[Tensor, Tensor]
     export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
+    text: ReleasedText | None = None  # of a model with a text encoder
 
 
 def write_release(folder: Path, networks: Mapping[str, TrainedNetwork], facts: ReleaseFacts) -> None:
-    """Write every network in float16 and the pipeline files; encoders are ordinary entries of `ckpts/`."""
+    """Write every network in float16 and the pipeline files; encoders are ordinary entries of `ckpts/`.
+
+    A `text_encoder` among the networks needs `facts.text`, whose vocabulary is written beside it.
+    """
+    if ("text_encoder" in networks) != (facts.text is not None):
+        raise ValueError("a text encoder and the facts about it come together")
     ckpts = folder / "ckpts"
     ckpts.mkdir(parents=True, exist_ok=True)
     for name, trained in networks.items():
         tensors = {k: v.detach().half().contiguous() for k, v in trained.network.state_dict().items()}
         save_file(tensors, ckpts / f"{name}.safetensors")
         _write_json(ckpts / f"{name}.json", trained.config)
+    if facts.text is not None:
+        facts.text.tokenizer.write(ckpts / "text_encoder.vocab.json", ckpts / "text_encoder.merges.txt")
     _write_json(folder / "pipeline.json", {"name": "Trellis2ImageTo3DPipeline", "args": _image_args(facts)})
     _write_json(
         folder / "texturing_pipeline.json",
@@ -66,6 +86,7 @@ def _image_args(facts: ReleaseFacts) -> dict[str, Any]:
         "sparse_structure_sampler": _sampler(facts.samplers["structure"]),
         "shape_slat_sampler": _sampler(facts.samplers["shape"]),
         **_common_args(facts),
+        **_text_args(facts.text),
         "pipeline_types": {
             str(facts.resolution): {
                 "structure_resolution": facts.token_resolution,
@@ -99,6 +120,18 @@ def _common_args(facts: ReleaseFacts) -> dict[str, Any]:
             "args": {"model": "ckpts/image_encoder", "image_size": facts.image_size},
         },
     }
+
+
+def _text_args(text: ReleasedText | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    args = {
+        "model": "ckpts/text_encoder",
+        "max_length": text.max_length,
+        **({} if text.words is None else {"words": list(text.words)}),
+        **({"nouns": list(text.nouns)} if text.nouns else {}),
+    }
+    return {"text_cond_model": {"name": "CLIPTextEncoder", "args": args}}
 
 
 def _models(names: tuple[str, ...], facts: ReleaseFacts) -> dict[str, str]:

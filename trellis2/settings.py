@@ -75,6 +75,17 @@ RELEASED_TYPES: Mapping[str, PipelineType] = {
     )
 }
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSettings:
+    """How a model takes prompts."""
+
+    encoder: str  # path or hub repository of the text encoder
+    max_length: int = 77  # tokens, start and end among them
+    words: tuple[str, ...] | None = None  # all it was trained on; None: any
+    nouns: tuple[str, ...] = ()  # the objects it can make, when it says so
+
+
 MAX_TOKENS = 49152  # released limit on latent tokens of a cascade's second pass
 
 
@@ -89,6 +100,7 @@ class PipelineSettings:
     shape_normalization: Normalization
     texture_normalization: Normalization
     image_encoder: str  # path or hub repository of the picture encoder
+    text: TextSettings | None = None  # None: the model takes pictures only
     pipeline_types: Mapping[str, PipelineType] = field(default_factory=lambda: dict(RELEASED_TYPES))
     default_pipeline_type: str = "1024_cascade"
     export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
@@ -150,6 +162,7 @@ def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
         shape_normalization=_normalization(args["shape_slat_normalization"]),
         texture_normalization=_normalization(args["tex_slat_normalization"]),
         image_encoder=encoder.get("model_name") or encoder["model"],
+        text=_text(args.get("text_cond_model")),
         pipeline_types=types,
         export=dict(args.get("export", {})),
         default_pipeline_type=args.get("default_pipeline_type")
@@ -182,6 +195,20 @@ def override(settings: SamplerSettings, changes: Mapping[str, Any] | None) -> Sa
             hint=f"choose from: {', '.join(SamplerSettings.__dataclass_fields__)}",
         )
     return replace(settings, **given)
+
+
+def _text(entry: Mapping[str, Any] | None) -> TextSettings | None:
+    """Translate `{"name": "CLIPTextEncoder", "args": {"model", "max_length", "words", "nouns"}}`."""
+    if entry is None:
+        return None
+    args = entry["args"]
+    words = args.get("words")
+    return TextSettings(
+        encoder=args["model"],
+        max_length=args.get("max_length", 77),
+        words=None if words is None else tuple(words),
+        nouns=tuple(args.get("nouns", ())),
+    )
 
 
 def _normalization(entry: Mapping[str, Any]) -> Normalization:

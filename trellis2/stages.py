@@ -1,9 +1,9 @@
 """The stages of a TRELLIS.2 run, one function each: inputs in, outputs out.
 
-    picture -> encode_picture -> sample_structure -> sample_latents (shape, texture) -> decode
+    encode_picture or encode_prompt -> sample_structure -> sample_flow (shape, texture) -> decode
 
 Order of random draws, samplers and thresholds: "Native and Compact Structured Latents for 3D
-Generation" (TRELLIS.2, 2025) as released. Letters: B samples, M picture tokens, N latent tokens
+Generation" (TRELLIS.2, 2025) as released. Letters: B samples, M condition tokens, N latent tokens
 or voxels, C channels, R token grid, f voxels per token along an axis.
 """
 
@@ -25,7 +25,7 @@ from trellis_core.geometry.types import PBRVoxels, VoxelMesh
 from trellis_core.models.image_encoder import prepare_images
 from trellis_core.nn.transformer import FlowTransformer
 from trellis_core.runtime import Runtime
-from trellis_core.sampling import euler
+from trellis_core.sampling import multi_image
 from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sampling.state import State
 from trellis_core.sparse.tensor import SparseTensor
@@ -42,23 +42,40 @@ def encode_picture(
     return tokens
 
 
+def encode_prompt(
+    encoder: nn.Module,
+    ids: Sequence[int],  # M token ids of one prompt
+    runtime: Runtime,
+) -> Tensor:  # float32 [1, M, C]
+    """Text tokens: all of them, the end tokens that fill the prompt among them."""
+    tokens: Tensor = encoder(torch.tensor([list(ids)], device=runtime.device))
+    return tokens
+
+
 def sample_flow(
     flow: FlowTransformer,
     noise: State,
-    cond: Tensor,  # [B, M, C]
+    cond: Tensor | Sequence[Tensor],  # [B, M, C]; one for each of several pictures
     settings: SamplerSettings,
     runtime: Runtime,
     stage: str,
+    *,
+    mode: str = multi_image.STOCHASTIC,  # how several pictures are combined
     **inputs: SparseTensor,  # `concat_cond` of the texture flow
 ) -> State:
-    """Integrate one flow from noise to a (normalised) latent, reporting every step."""
-    context = flow.precompute_context(cond) if runtime.cache_condition else cond
+    """Integrate one flow from noise to a (normalised) latent, reporting every step.
+
+    Unconditional velocities, for guidance, see a context of zeros.
+    """
+    conds = [cond] if isinstance(cond, Tensor) else cond
+    contexts = [flow.precompute_context(c) for c in conds] if runtime.cache_condition else conds
     runtime.report(stage, 0, settings.steps)
-    return euler.sample_flow(
+    return multi_image.sample_flow(
         flow,
         noise,
-        context,
+        contexts,
         settings,
+        mode=mode,
         on_step=lambda step, _: runtime.report(stage, step + 1, settings.steps),
         **inputs,
     )
@@ -67,14 +84,15 @@ def sample_flow(
 def sample_structure(
     flow: FlowTransformer,
     decoder: nn.Module,
-    cond: Tensor,
+    cond: Tensor | Sequence[Tensor],
     noise: Tensor,  # float32 [B, C, r, r, r]
     settings: SamplerSettings,
     resolution: int,  # R, token grid of the shape flow
     runtime: Runtime,
+    mode: str = multi_image.STOCHASTIC,
 ) -> Tensor:  # int32 [N, 4]  batch, x, y, z, sorted
     """Sample the coarse occupancy and list the occupied cells."""
-    latent = sample_flow(flow, noise, cond, settings, runtime, "structure")
+    latent = sample_flow(flow, noise, cond, settings, runtime, "structure", mode=mode)
     return occupied_cells(decoder(latent), resolution)
 
 
@@ -96,8 +114,9 @@ def occupied_cells(
     coords = torch.argwhere(occupied)[:, [0, 2, 3, 4]].int()
     if len(coords) == 0:
         raise InputError(
-            "the model found no object in the picture",
-            hint="check the background removal, use another --seed or raise --structure-guidance",
+            "the model found no object to make",
+            hint="check the background removal or the prompt, use another --seed or raise "
+            "--structure-guidance",
         )
     return coords
 

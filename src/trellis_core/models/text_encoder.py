@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trellis_core.errors import InputError, ModelError
 from trellis_core.kernels.table import Kernels
+from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.nn.attention import REFERENCE
 from trellis_core.nn.blocks import convert_torso
 
@@ -25,6 +26,8 @@ class CLIPTextEncoder(nn.Module):
     prompt take part, as in training. `kernels` is taken as every network takes it; causal attention over a
     few dozen tokens is torch's own. Raises `InputError` for more than `max_position_embeddings` tokens.
     """
+
+    tokenizer: Tokenizer | None = None  # makes the ids it was trained on; given by who reads its files
 
     def __init__(
         self,

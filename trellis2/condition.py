@@ -1,0 +1,149 @@
+"""What a run starts from: a picture, several pictures of one object, or a prompt.
+
+Checks and prepares; the networks that encode it are the pipeline's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from trellis2.settings import TextSettings
+from trellis_core.errors import InputError, TrellisError, UsageError
+from trellis_core.image.background import choose_background_remover
+from trellis_core.image.preprocess import has_transparency, preprocess_picture
+from trellis_core.io.images import read_picture
+from trellis_core.models.tokenizer import Tokenizer, split
+from trellis_core.runtime import Runtime
+from trellis_core.sampling.multi_image import STOCHASTIC, mode_named
+
+Picture = Image.Image | str | Path
+
+NAMED = 8  # words that a note lists before it counts the rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One picture, several pictures or a prompt; exactly one of them."""
+
+    pictures: tuple[Picture, ...] = ()
+    prompt: str | None = None
+    mode: str = STOCHASTIC  # how several pictures are combined
+    background: str = "auto"
+
+    @classmethod
+    def of(
+        cls,
+        picture: Picture | None,
+        pictures: Sequence[Picture],
+        prompt: str | None,
+        mode: str = STOCHASTIC,
+        background: str = "auto",
+    ) -> Condition:
+        """Raises `UsageError` unless exactly one of the three is given."""
+        if isinstance(pictures, (str, Path, Image.Image)):
+            raise UsageError("`pictures` is one picture, not a list", hint="pass it as `picture`")
+        if sum((picture is not None, len(pictures) > 0, prompt is not None)) != 1:
+            raise UsageError(
+                "a run starts from one thing: a picture, several pictures, or a prompt",
+                hint='for example run("chair.png"), run(pictures=["a.png", "b.png"]), run(prompt="a chair")',
+            )
+        mode_named(mode)
+        given = tuple(pictures) if picture is None else (picture,)
+        return cls(pictures=given, prompt=prompt, mode=mode, background=background)
+
+    def facts(self, prompt: Prompt | None) -> dict[str, Any]:
+        """JSON-able; kept in bundles and finished files. Names of files stay private."""
+        if prompt is not None:
+            return {"kind": "text", "prompt": prompt.text}
+        if len(self.pictures) > 1:
+            return {"kind": "pictures", "count": len(self.pictures), "mode": self.mode}
+        return {"kind": "picture"}
+
+
+def prepare_pictures(condition: Condition, runtime: Runtime) -> list[Image.Image]:
+    """Read, cut out and crop every picture by itself: square RGB, object on black."""
+    prepared: list[Image.Image] = []
+    count = len(condition.pictures)
+    if count:
+        runtime.report("picture", 0, count)
+    for number, picture in enumerate(condition.pictures, start=1):
+        which = f"picture {number}: " if count > 1 else ""
+        try:
+            image, notice = prepare_picture(picture, condition.background)
+        except TrellisError as error:
+            raise type(error)(which + error.message, error.hint) from error
+        prepared.append(image)
+        runtime.report("picture", number, count, notice and which + notice)
+    return prepared
+
+
+def prepare_picture(picture: Picture, background: str) -> tuple[Image.Image, str]:
+    """The prepared picture, and what there is to say about it."""
+    image = picture if isinstance(picture, Image.Image) else read_picture(Path(picture))
+    remover, notice = choose_background_remover(background)
+    notices = [image.info.get("notice", ""), "" if has_transparency(image) else notice]
+    return preprocess_picture(image, remover), "; ".join(filter(None, notices))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the text encoder takes it."""
+
+    text: str  # the words that it sees
+    ids: tuple[int, ...]
+    note: str = ""  # what was ignored
+
+
+def read_prompt(prompt: str, tokenizer: Tokenizer, settings: TextSettings) -> Prompt:
+    """Words to ids. What the model does not know, or has no room for, is ignored and named in the note.
+
+    Raises `InputError` for a prompt without words, or without an object that the model knows.
+    """
+    words = list(split(prompt))
+    if not any(map(_is_word, words)):
+        raise InputError("the prompt is empty", hint='say what to make, for example "a tall red chair"')
+    known = words if settings.words is None else [word for word in words if word in settings.words]
+    encoded = tokenizer.encode_words(known, settings.max_length)
+    if not _names_object(encoded.words, settings):
+        raise InputError(
+            f"the prompt names nothing that this model knows: {_listed(filter(_is_word, words))}",
+            hint=f"it knows: {', '.join(_subjects(settings))}; for anything else use a bigger model",
+        )
+    notes = []
+    unknown = [word for word in dict.fromkeys(words) if _is_word(word) and word not in set(known)]
+    if unknown:
+        notes.append(
+            f"words this model does not know were ignored: {_listed(unknown)}; "
+            f"it makes: {', '.join(_subjects(settings))}"
+        )
+    if encoded.dropped:
+        room = settings.max_length - 2
+        notes.append(f"the prompt was cut to its first {len(encoded.words)} words ({room} tokens fit)")
+    return Prompt(" ".join(encoded.words), encoded.ids, "; ".join(notes))
+
+
+def _names_object(words: Sequence[str], settings: TextSettings) -> bool:
+    if not settings.nouns:
+        return any(map(_is_word, words))
+    text = f" {' '.join(words)} "
+    return any(f" {noun} " in text for noun in settings.nouns)
+
+
+def _subjects(settings: TextSettings) -> Sequence[str]:
+    return settings.nouns or [word for word in settings.words or () if _is_word(word)]
+
+
+def _is_word(piece: str) -> bool:
+    """Not merely punctuation."""
+    return any(character.isalnum() for character in piece)
+
+
+def _listed(words: Iterable[str]) -> str:
+    words = [f"`{word[:40]}`" for word in dict.fromkeys(words)]
+    rest = len(words) - NAMED
+    return ", ".join(words[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
