@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trellis2.models.sparse_blocks import SparseResBlock, SparseResBlockS2C3d
-from trellis2.release import ReleaseFacts, TrainedNetwork, write_release
+from trellis2.release import ReleasedText, ReleaseFacts, TrainedNetwork, write_release
 from trellis2.workshop import Latents, Workshop
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.loop import Log, LoopSettings, Objective, train
@@ -31,6 +31,7 @@ from trellis_core.training.objectives import (
 )
 from trellis_core.training.optimizer import OptimizerSettings
 from trellis_core.training.regressor import VoxelRegressor, regression_losses
+from trellis_core.training.synthetic.captions import WORDS
 from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
 from trellis_core.training.synthetic.objects import CATEGORIES
 
@@ -349,6 +350,7 @@ def release(shop: Workshop, folder: Path) -> None:
         for name, stage in stage_of(shop.recipe).items()
     }
     shape, texture = shop.latents("shape"), shop.latents("texture")
+    nouns = tuple(sorted({noun for kind in CATEGORIES.values() for noun in kind.nouns}))
     facts = ReleaseFacts(
         export=shop.recipe.get("export", {}),
         resolution=shop.recipe["resolution"],
@@ -357,6 +359,9 @@ def release(shop: Workshop, folder: Path) -> None:
         samplers=shop.recipe["samplers"],
         shape_normalization=(shape.mean, shape.std),
         texture_normalization=(texture.mean, texture.std),
+        text=ReleasedText(shop.tokenizer, shop.recipe["text"]["max_length"], WORDS, nouns)
+        if shop.has_text
+        else None,
     )
     write_release(folder, networks, facts)
 

@@ -58,7 +58,10 @@ class Workshop:
         """`{"name", "args"}` of a network; a text encoder's vocabulary follows from the captions' words."""
         entry = self.recipe["models"][name]
         if name == "text_encoder":
-            text = {"vocab_size": len(self.tokenizer.vocab), "max_position_embeddings": self.tokenizer.max_length}
+            text = {
+                "vocab_size": self.tokenizer.size,
+                "max_position_embeddings": self.recipe["text"]["max_length"],
+            }
             return {"name": entry["name"], "args": {**entry["args"], **text}}
         return dict(entry)
 
@@ -182,13 +185,14 @@ class Workshop:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(*word_vocabulary(WORDS), max_length=self.recipe["text"]["max_length"])
+        return Tokenizer(*word_vocabulary(WORDS))
 
     @cached_property
     def captions(self) -> Tensor:  # int64 [n, K, L]
-        d = self.dataset
-        ids = self.tokenizer([c for i in range(len(d)) for c in d.caption_strings(i)])
-        return ids.view(len(d), -1, ids.shape[1]).to(self.device)
+        d, length = self.dataset, self.recipe["text"]["max_length"]
+        texts = [c for i in range(len(d)) for c in d.caption_strings(i)]
+        ids = torch.tensor([self.tokenizer.encode(text, length).ids for text in texts])
+        return ids.view(len(d), -1, length).to(self.device)
 
     def prompts(self, chosen: Tensor) -> Tensor:  # int64 [B, L]
         """One random caption of each object."""

@@ -1,9 +1,10 @@
 """Training: losses, optimizer, loop, checkpoints, and every stage of TRELLIS.2 at a tiny size with the real
 classes.
 
-Properties: noising and velocity are the two ends of one straight line; Muon's updates are orthogonal; a
-checkpoint restores everything; a piece ends with its learning rate at zero; every weight of every stage
-learns; what a stage trains can be released and loaded strictly. Not tested here: how good the results are
+Properties: noising and velocity are the two ends of one straight line; Muon's updates are orthogonal; a stage
+that is interrupted and continued ends with the very weights of one that is not, and with its learning rate
+at zero; two processes with half a batch each train as one does; every weight of every stage
+learns, from pictures and from captions; what a stage trains can be released and loaded strictly. Not tested here: how good the results are
 (`tests/benchmarks/embedded_sheet.py`).
 """
 
@@ -12,17 +13,26 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from trellis2.models import MODELS
 from trellis2.training import STAGES, release, stage_of, train_and_store
 from trellis2.workshop import Workshop
-from trellis_core.training.checkpoints import averaged_weights, load_checkpoint, save_checkpoint
+from trellis_core.errors import ModelError, UsageError
+from trellis_core.training.checkpoints import (
+    Progress,
+    averaged_weights,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from trellis_core.training.loop import LoopSettings, train
 from trellis_core.training.objectives import (
     dice_loss,
@@ -68,8 +78,8 @@ RECIPE = {
     "resolution": 16,
     "token_resolution": 4,
     "image_size": 16,
-    "latent_objects": 5,
-    "regressor": {"grid": 8, "num_blocks": 1},
+    "text": {"max_length": 12, "share": 0.5},
+    "regressor": {"grid": 8, "queries": 4, "num_blocks": 1},
     "models": {
         "image_encoder": {
             "name": "DINOv3ViT",
@@ -80,6 +90,15 @@ RECIPE = {
                 "intermediate_size": 16,
                 "patch_size": 8,
                 "num_register_tokens": 1,
+            },
+        },
+        "text_encoder": {
+            "name": "CLIPTextEncoder",
+            "args": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
             },
         },
         "sparse_structure_encoder": {
@@ -117,13 +136,13 @@ RECIPE = {
         },
     },
     "stages": {
-        "image_encoder": {"batch_size": 2},
+        "encoders": {"batch_size": 2, "text_batch_size": 2},
         "structure_vae": {"batch_size": 2, "kl": 0.01, "latent_noise": 0.1},
         "shape_vae": {"batch_size": 2, "position": 1.0, "kl": 0.01, "latent_noise": 0.1},
         "texture_vae": {"batch_size": 2, "l1": 1.0, "repaint": 1.0, "kl": 0.01, "latent_noise": 0.1},
         "structure_flow": {"batch_size": 2, "times": [0.5, 1.0]},
-        "shape_flow": {"groups": 2, "group_size": 2, "times": [0.5, 1.0]},
-        "texture_flow": {"groups": 2, "group_size": 2, "times": [0.5, 1.0]},
+        "shape_flow": {"batch_size": 4, "times": [0.5, 1.0]},
+        "texture_flow": {"batch_size": 4, "times": [0.5, 1.0]},
     },
     "samplers": {
         stage: {
@@ -137,7 +156,7 @@ RECIPE = {
     },
 }
 ORDER = (
-    "image_encoder",
+    "encoders",
     "structure_vae",
     "shape_vae",
     "texture_vae",
@@ -159,14 +178,15 @@ def run_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shop(run_folder) -> Workshop:
     dataset = load_shards(sorted((run_folder / "data").glob("*.safetensors")))
-    return Workshop(RECIPE, dataset, run_folder / "run", torch.Generator().manual_seed(0))
+    numbers = (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    return Workshop(RECIPE, dataset, run_folder / "run", *numbers, Float32Attention())
 
 
 @pytest.fixture(scope="module")
 def trained(shop) -> Workshop:
     torch.manual_seed(0)
     for stage in ORDER:
-        train_and_store(shop, stage, LoopSettings(seconds=0, steps=2))
+        train_and_store(shop, stage, LoopSettings(steps=2))
     return shop
 
 
@@ -238,7 +258,7 @@ def test_not_finite_gradients_change_nothing():
     assert torch.equal(model.weight, before)
 
 
-def fit_a_line(folder: Path, steps: int) -> tuple[nn.Module, Average]:
+def fit_a_line(folder: Path, steps: int, stop_after: int | None = None) -> tuple[nn.Module, Average]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     generator = torch.Generator().manual_seed(1)
@@ -251,8 +271,9 @@ def fit_a_line(folder: Path, steps: int) -> tuple[nn.Module, Average]:
         model,
         objective,
         OptimizerSettings(ema=0.9),
-        LoopSettings(seconds=0, steps=steps, log_every=steps),
+        LoopSettings(steps=steps, stop_after=stop_after, log_every=50),
         folder / "line.safetensors",
+        generators={"generator": generator},
     )
     return model, average
 
@@ -267,12 +288,62 @@ def test_the_loop_learns_and_hands_back_the_averaged_weights(tmp_path):
         assert torch.equal(weight, stored[name])
 
 
-def test_a_second_piece_continues_from_the_first(tmp_path):
-    fit_a_line(tmp_path, 50)
-    first = averaged_weights(tmp_path / "line.safetensors")
-    fit_a_line(tmp_path, 1)
-    second = averaged_weights(tmp_path / "line.safetensors")
-    assert all((second[k] - first[k]).abs().max() < 0.1 for k in first)
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    fit_a_line(tmp_path / "whole", 60)
+    for piece in (7, 13, None):
+        fit_a_line(tmp_path / "pieces", 60, stop_after=piece)
+    whole, _ = read_checkpoint(tmp_path / "whole" / "line.safetensors")
+    pieces, counts = read_checkpoint(tmp_path / "pieces" / "line.safetensors")
+    assert counts["step"] == 60
+    assert whole.keys() == pieces.keys()
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+
+
+def test_a_finished_stage_goes_on_only_when_it_is_prolonged(tmp_path):
+    fit_a_line(tmp_path, 20)
+    before, _ = read_checkpoint(tmp_path / "line.safetensors")
+    fit_a_line(tmp_path, 20)
+    same, _ = read_checkpoint(tmp_path / "line.safetensors")
+    fit_a_line(tmp_path, 25)
+    after, counts = read_checkpoint(tmp_path / "line.safetensors")
+    assert all(torch.equal(before[name], same[name]) for name in before)
+    assert counts["step"] == 25
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_can_be_asked_to_stop(tmp_path):
+    model = nn.Linear(1, 1)
+    asked = iter([False, False, True])
+    settings = LoopSettings(steps=100, stop=lambda: next(asked))
+
+    def objective(step: int):
+        return {"loss": model(torch.ones(1, 1)).sum()}
+
+    train(model, objective, OptimizerSettings(), settings, tmp_path / "a.safetensors")
+    assert read_checkpoint(tmp_path / "a.safetensors")[1]["step"] == 2
+
+
+def test_a_length_must_be_given():
+    with pytest.raises(UsageError, match="how long"):
+        LoopSettings().progress(0, 0.0)
+
+
+def test_micro_batches_average_to_the_gradient_of_the_whole_batch():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3)
+
+    def weights(count: int) -> torch.Tensor:
+        torch.manual_seed(1)
+        model = nn.Linear(3, 1)
+        parts = iter(x.chunk(count) * 3)
+
+        def objective(step: int):
+            return {"loss": model(next(parts)).square().mean()}
+
+        train(model, objective, OptimizerSettings(), LoopSettings(steps=3, micro_batches=count))
+        return model.weight.detach()
+
+    assert torch.allclose(weights(1), weights(4), atol=1e-5)
 
 
 def test_a_checkpoint_restores_weights_average_and_optimizer(tmp_path):
@@ -287,9 +358,9 @@ def test_a_checkpoint_restores_weights_average_and_optimizer(tmp_path):
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step(1.0)
         average.update(model)
-    save_checkpoint(tmp_path / "a.safetensors", model, optimizer, average, 3)
+    save_checkpoint(tmp_path / "a.safetensors", model, optimizer, average, Progress(3, 4.5))
     again, other, mean = fresh(1)
-    assert load_checkpoint(tmp_path / "a.safetensors", again, other, mean) == 3
+    assert load_checkpoint(tmp_path / "a.safetensors", again, other, mean) == Progress(3, 4.5)
     for net, opt in ((model, optimizer), (again, other)):
         net(torch.ones(1, 2)).sum().backward()
         opt.step(1.0)
@@ -307,10 +378,12 @@ def test_attention_stays_in_float32_under_mixed_precision():
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("stage", ORDER)
-def test_every_weight_of_a_stage_learns(trained, stage):
+def test_every_weight_of_a_stage_learns(trained, stage, share):
     torch.manual_seed(1)
-    model, objective = STAGES[stage](trained)
+    recipe = {**RECIPE, "text": {**RECIPE["text"], "share": share}}
+    model, objective = STAGES[stage](replace(trained, recipe=recipe))
     with torch.no_grad():  # zero-initialised outputs would hide what lies behind them
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -330,10 +403,27 @@ def test_latents_are_normalised_and_made_once(trained):
     latents = trained.latents("shape")
     assert latents.feats.mean(dim=0) == pytest.approx(torch.zeros(4), abs=1e-4)
     assert latents.feats.std(dim=0) == pytest.approx(torch.ones(4), abs=1e-4)
-    assert len(latents.starts) == RECIPE["latent_objects"] + 1
-    coords, feats = latents.batch(torch.tensor([2, 0]).numpy())
+    assert len(latents.starts) == len(trained.dataset) + 1
+    coords, feats = latents.batch(torch.tensor([2, 0]))
     assert coords[:, 0].unique().tolist() == [0, 1]
     assert len(coords) == len(feats)
+
+
+def test_cached_latents_are_made_again_when_their_encoder_changes(trained, tmp_path):
+    shop = replace(trained, run=tmp_path)
+    path = tmp_path / "shape_vae.safetensors"
+    copyfile(trained.run / "shape_vae.safetensors", path)
+    first = shop.latents("shape").feats
+    tensors, counts = read_checkpoint(path)
+    tensors = {k: v + 0.1 if k.startswith("average.shape_slat_encoder") else v for k, v in tensors.items()}
+    save_file(tensors, path, {"counts": json.dumps(counts)})
+    assert not torch.allclose(shop.latents("shape").feats, first)
+
+
+def test_a_stage_that_needs_an_untrained_network_says_so(trained, tmp_path):
+    with pytest.raises(ModelError, match="not trained") as caught:
+        STAGES["structure_flow"](replace(trained, run=tmp_path))
+    assert "structure_vae" in caught.value.hint
 
 
 def test_a_release_loads_strictly_and_says_how_to_run_it(trained, tmp_path):
@@ -352,11 +442,14 @@ def test_a_release_loads_strictly_and_says_how_to_run_it(trained, tmp_path):
 def test_the_embedded_recipe_builds_every_network():
     path = Path(__file__).parents[2] / "configs" / "trellis2" / "embedded" / "recipe.json"
     recipe = json.loads(path.read_text(encoding="utf-8"))
+    total = 0
     for name in stage_of(recipe):
         entry = recipe["models"][name]
+        text = {"vocab_size": 700, "max_position_embeddings": 24} if name == "text_encoder" else {}
         with torch.device("meta"):
-            network = MODELS[entry["name"]](**entry["args"])
-        assert sum(p.numel() for p in network.parameters()) < 3_000_000
+            network = MODELS[entry["name"]](**entry["args"], **text)
+        total += sum(p.numel() for p in network.parameters())
+    assert 2 * total < 20_000_000  # bytes in float16
     assert set(recipe["stages"]) == set(STAGES)
     for stage in recipe["stages"].values():
         assert replace(OptimizerSettings(), **stage.get("optimizer", {}))
