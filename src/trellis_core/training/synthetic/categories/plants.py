@@ -158,7 +158,6 @@ def apple(d: Sketch) -> None:
     wide, top = ring + tube, tube * 0.75
     d.ring("body", (0, 0, 0), ring, tube)  # the shoulders, with the dimple
     d.dome("body", (0, 0, 0), (wide, wide, tall), (180, 0, 0))
-    d.cone("body", (0, 0, -tall * 0.8), tall * 0.2, wide * 0.45, wide * 0.62)
     d.rod("stem", (0, 0, top - 0.1), (0.06, 0, top + length), 0.045)
     if d.has("leaf", 0.65):
         d.paint("leaf", "green", "green", "yellow", "brown", "red", finish="matte")
