@@ -6,8 +6,8 @@ a primitive they never exceed the true distance. Knows nothing about poses, mate
 `size` by kind:
 
 BOX half extents x, y, z, rounding; CONE half height, bottom radius, top radius (axis z); ELLIPSOID radii;
-DOME radii of the ellipsoid whose lower half is cut off; TORUS ring radius, tube radius (axis z); CAPSULE
-half length, radius (axis z); PRISM half width x, half depth y, half height z (ridge along y, on top); ARC ring
+DOME radii of the ellipsoid whose lower half is cut off; TORUS ring radius, tube radius (axis z); CAPSULE half
+length, radius (axis z); PRISM half width x, half depth y, half height z (ridge along y, on top); ARC ring
 radius, tube radius, lowest x: the part of a torus whose centre line has x at least that, with round ends.
 """
 

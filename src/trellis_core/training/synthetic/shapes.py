@@ -84,7 +84,7 @@ class Solids:
     """Several solids, packed for evaluation on one device.
 
     `parts`, `operation`, `owner`, `frame`, `size`, `low` and `high` are sorted by kind, so that each formula
-    is evaluated once for all parts of its kind; `materials` and `roles` are in the order the parts were given.
+    is evaluated once for all parts of its kind; `materials` and `roles` are in the order given.
     """
 
     parts: Tensor  # int64 [P]           where each part stands in the order given
@@ -107,8 +107,8 @@ class Solids:
         return self.frame.device
 
     def to(self, device: torch.device | str) -> Solids:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "count"}
+        return Solids(**tensors, count=self.count)
 
 
 def rotation(turn: Vector) -> np.ndarray:
@@ -141,10 +141,15 @@ def fit_unit_cube(parts: Sequence[Part], longest: float = 0.94) -> list[Part]:
         replace(
             p,
             size=tuple(float(s * scale) for s in p.size),
-            position=tuple(float(x) for x in (np.array(p.position) - center) * scale),
+            position=_vector((np.array(p.position) - center) * scale),
         )
         for p in parts
     ]
+
+
+def _vector(values: np.ndarray) -> Vector:
+    x, y, z = values.tolist()
+    return x, y, z
 
 
 def pack_solids(solids: Sequence[Sequence[Part]], roles: Sequence[str] = ()) -> Solids:
@@ -206,14 +211,17 @@ def part_distances(
     part: Tensor,  # int64 [K]  ascending: row of `solids`, sorted by kind
 ) -> Tensor:  # float32 [K, Q]
     """Distance of each pair's part at the points of the pair's group."""
+    points = points.contiguous()
     out = points.new_empty(len(part), points.shape[2])
     for kind, rows in kind_slices(solids, part, points.shape[2]):
-        x, y, z = points[:, group[rows]]
-        f = solids.frame[:, part[rows], None]
+        x, y, z = points.index_select(1, group[rows])
+        f = solids.frame.index_select(1, part[rows])[:, :, None]
         local = [
             (x * f[3 * i]).add_(y * f[3 * i + 1]).add_(z * f[3 * i + 2]).add_(f[9 + i]) for i in range(3)
         ]
-        out[rows] = DISTANCES[kind](*local, solids.size[:, part[rows], None])
+        out[rows] = DISTANCES[kind](
+            local[0], local[1], local[2], solids.size.index_select(1, part[rows])[:, :, None]
+        )
     return out
 
 
@@ -230,9 +238,14 @@ def nearest_by_operation(
     solids: Solids, distance: Tensor, group: Tensor, part: Tensor, groups: int
 ) -> Tensor:  # float32 [3, G, Q]
     """The smallest of the pairs' distances for each operation; FAR where a group has no such part."""
-    out = distance.new_full((3 * groups, distance.shape[1]), FAR)
-    rows = (solids.operation[part] * groups + group)[:, None].expand_as(distance)
-    return out.scatter_reduce_(0, rows, distance, "amin").view(3, groups, -1)
+    width = distance.shape[1]
+    out = distance.new_full((3 * groups, width), FAR)
+    row = solids.operation[part] * groups + group
+    if width == 1:  # the same, and faster with one dimension
+        out[:, 0].scatter_reduce_(0, row, distance[:, 0], "amin")
+    else:
+        out.scatter_reduce_(0, row[:, None].expand_as(distance), distance, "amin")
+    return out.view(3, groups, width)
 
 
 def join(nearest: Tensor) -> Tensor:

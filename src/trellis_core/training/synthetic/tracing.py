@@ -60,11 +60,11 @@ class _Pairs:
     part: Tensor  # int64 [K]
     ray: Tensor  # int64 [K]
 
-    def of_rays(self, chosen: Tensor) -> tuple[_Pairs, Tensor]:  # with bool [N]: the pairs, bool [K] which
-        """The pairs of some rays, which are counted anew."""
-        own = chosen[self.ray]
-        number = chosen.cumsum(0) - 1
-        return _Pairs(self.line[:, own], self.part[own], number[self.ray[own]]), own
+    def of_rays(self, chosen: Tensor) -> tuple[_Pairs, Tensor]:
+        """The pairs of the rays where `chosen` (bool [N]) is true, which are counted anew, and their rows."""
+        rows = chosen.index_select(0, self.ray).nonzero()[:, 0]
+        ray = (chosen.cumsum(0) - 1).index_select(0, self.ray.index_select(0, rows))
+        return _Pairs(self.line.index_select(1, rows), self.part.index_select(0, rows), ray), rows
 
 
 def trace(solids: Solids, bundles: Bundles, spread: float = 0.0) -> Hits:
@@ -76,7 +76,7 @@ def trace(solids: Solids, bundles: Bundles, spread: float = 0.0) -> Hits:
     pairs = _pair_up(solids, bundles, group, part, met)
     ray = (met.nonzero() * width + torch.arange(width, device=met.device)).flatten()
     t, far = near[met].repeat_interleave(width), far[met].repeat_interleave(width)
-    speed = STRIDE / bundles.direction[:, met].flatten(1).norm(dim=0)
+    speed = STRIDE / bundles.direction[:, met].flatten(1).square().sum(dim=0).sqrt()
     slices = list(kind_slices(solids, pairs.part))
     ended = []  # (ray, part, distance along the ray)
     for touch in [TOUCH] * (STEPS - 1) + [4 * TOUCH]:
@@ -110,16 +110,16 @@ def _candidates(
     parts that have a surface of their own; far is negative where there are none."""
     count = torch.bincount(bundles.owner, minlength=len(solids))
     part, group = ragged((count.cumsum(0) - count)[solids.owner], count[solids.owner])
-    frame = solids.frame[:, part]
-    origin = _turned(frame, bundles.origin[:, group]) + frame[9:]
-    direction = _turned(frame, bundles.center[:, group])
+    frame = solids.frame.index_select(1, part)
+    origin = _turned(frame, bundles.origin.index_select(1, group)) + frame[9:]
+    direction = _turned(frame, bundles.center.index_select(1, group))
     inverse = 1 / torch.where(direction.abs() < 1e-9, 1e-9, direction)
-    one = (solids.low[:, part] - widen - origin).mul_(inverse)
-    two = (solids.high[:, part] + widen - origin).mul_(inverse)
+    one = (solids.low.index_select(1, part) - widen - origin).mul_(inverse)
+    two = (solids.high.index_select(1, part) + widen - origin).mul_(inverse)
     enter = torch.minimum(one, two).amax(dim=0).clamp_min_(0)
     leave = torch.maximum(one, two).amin(dim=0)
-    met = enter < leave
-    group, part, enter, leave = group[met], part[met], enter[met], leave[met]
+    met = (enter < leave).nonzero()[:, 0]
+    group, part, enter, leave = (x.index_select(0, met) for x in (group, part, enter, leave))
     carves = solids.operation[part] == CARVE
     near = enter.new_full((len(bundles.owner),), torch.inf)
     far = torch.full_like(near, -1)
@@ -132,11 +132,11 @@ def _pair_up(solids: Solids, bundles: Bundles, group: Tensor, part: Tensor, met:
     """Pairs of parts and single rays from pairs of parts and bundles; only the bundles that have met
     something are counted."""
     width = bundles.direction.shape[2]
-    own = met[group]
+    own = met[group].nonzero()[:, 0]
     group, part = group[own], part[own]
-    frame = solids.frame[:, part]
-    origin = _turned(frame, bundles.origin[:, group]) + frame[9:]
-    direction = _turned(frame[:, :, None], bundles.direction[:, group])
+    frame = solids.frame.index_select(1, part)
+    origin = _turned(frame, bundles.origin.index_select(1, group)) + frame[9:]
+    direction = _turned(frame[:, :, None], bundles.direction.index_select(1, group))
     line = direction.new_empty(10, len(part), width)
     line[:3], line[3:6], line[6:] = origin[:, :, None], direction, solids.size[:, part, None]
     number = (met.cumsum(0) - 1)[group]
@@ -154,7 +154,7 @@ def _distances(pairs: _Pairs, t: Tensor, slices: list[tuple[int, slice]]) -> Ten
     """Of each pair's part, where its ray is at `t`."""
     out = torch.empty_like(pairs.line[0])
     for kind, rows in slices:
-        line, along = pairs.line[:, rows], t[pairs.ray[rows]]
+        line, along = pairs.line[:, rows], t.index_select(0, pairs.ray[rows])
         x, y, z = (torch.addcmul(line[i], along, line[i + 3]) for i in range(3))
         out[rows] = DISTANCES[kind](x, y, z, line[6:])
     return out[:, None]
@@ -170,4 +170,4 @@ def _hits(solids: Solids, bundles: Bundles, ray: Tensor, part: Tensor, t: Tensor
     gradient = (part_distances(solids, around, torch.arange(len(row), device=row.device), row) @ corners).T
     normal = torch.empty_like(point)
     normal[:, order] = torch.where(solids.operation[row] == CARVE, -1, 1) * gradient
-    return Hits(ray, part, point, normal / normal.norm(dim=0).clamp_min(1e-12))
+    return Hits(ray, part, point, normal / normal.square().sum(dim=0).sqrt().clamp_min(1e-12))

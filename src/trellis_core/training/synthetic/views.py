@@ -31,7 +31,7 @@ class Light:
     fill: np.ndarray  # float32 [3]     unit vector towards the fill light
     color: np.ndarray  # float32 [3]     of the key light
     strength: np.ndarray  # float32 [6]
-    # ambient, key, specular, fill, share of the key light that shadows take, how much darker the ground side is
+    # ambient, key, specular, fill, share of the key light that shadows take, how much darker the underside is
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def crop_window(
     """The square around the projected surface, `margin` times its longer side."""
     x, y, z = (surface - surface.new_tensor(origin)).T
     right, up, depth = (x.mul(a).add_(y * b).add_(z * c) for a, b, c in axes.tolist())
-    u, v = right / depth, up / depth
+    u, v = right.div_(depth), up.div_(depth)
     left, low, right_, high = torch.stack([u.amin(), v.amin(), u.amax(), v.amax()]).tolist()
     half = max(right_ - left, high - low) / 2 * margin
     return np.array([(left + right_) / 2, (low + high) / 2, half], np.float32)
