@@ -116,7 +116,7 @@ def windmill(d: Sketch) -> None:
         d.box("blades", (x * middle, y, z + up * middle), (0.11, 0.035, reach / 2), (0, a, 0))
     slope = (foot - top) / (2 * h)
     d.box("door", (0, -foot + slope * 0.2 + 0.02, -h + 0.2), (0.12, 0.06, 0.2))
-    d.box("windows", (0.0, -foot + slope * h * 0.95 + 0.01, -0.05 * h), (0.09, 0.06, 0.09))
+    d.box("windows", (0.0, -foot + slope * h * 0.95 + 0.01, -0.05 * h), (0.1, 0.075, 0.1))
 
 
 BUILDINGS = (house, castle, windmill)

@@ -115,7 +115,7 @@ def boat(d: Sketch) -> None:
     d.paint("hull")
     d.paint("deck", "brown", "beige", "white", "gray", finish="wood")
     d.dome("hull", (0, 0, 0), (l, w, deep), (180, 0, 0))
-    d.dome("deck", (0, 0, 0.001), (l * 0.9, w * 0.8, 0.1), (180, 0, 0), CARVE)
+    d.dome("deck", (0, 0, 0.02), (l * 0.9, w * 0.8, 0.15), (180, 0, 0), CARVE)
     if d.has("sail", 0.55):
         d.paint("sail", finish="matte")
         d.paint("mast", "brown", "beige", "white", "black", finish="wood")

@@ -157,7 +157,7 @@ def apple(d: Sketch) -> None:
     d.paint("stem", "brown", "black", "green", finish="wood")
     wide, top = ring + tube, tube * 0.75
     d.ring("body", (0, 0, 0), ring, tube)  # the shoulders, with the dimple
-    d.dome("body", (0, 0, 0), (wide, wide, tall), (180, 0, 0))
+    d.dome("body", (0, 0, -0.02), (wide, wide, tall), (180, 0, 0))
     d.rod("stem", (0, 0, top - 0.1), (0.06, 0, top + length), 0.045)
     if d.has("leaf", 0.65):
         d.paint("leaf", "green", "green", "yellow", "brown", "red", finish="matte")
