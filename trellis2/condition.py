@@ -100,14 +100,16 @@ class Prompt:
 
 
 def read_prompt(prompt: str, tokenizer: Tokenizer, settings: TextSettings) -> Prompt:
-    """Words to ids. What the model does not know, or has no room for, is ignored and named in the note.
+    """Words to ids. The note names what the model does not know, has no room for (both are ignored), or reads
+    otherwise (`grey` as `gray`, `chairs` as `chair`).
 
     Raises `InputError` for a prompt without words, or without an object that the model knows.
     """
     words = list(split(prompt))
     if not any(map(_is_word, words)):
         raise InputError("the prompt is empty", hint='say what to make, for example "a tall red chair"')
-    known = words if settings.words is None else [word for word in words if word in settings.words]
+    forms = {word: known_form(word, settings) for word in words}
+    known = [form for word in words if (form := forms[word])]
     encoded = tokenizer.encode_words(known, settings.max_length)
     if not _names_object(encoded.words, settings):
         raise InputError(
@@ -115,7 +117,10 @@ def read_prompt(prompt: str, tokenizer: Tokenizer, settings: TextSettings) -> Pr
             hint=f"it knows: {', '.join(_subjects(settings))}; for anything else use a bigger model",
         )
     notes = []
-    unknown = [word for word in dict.fromkeys(words) if _is_word(word) and word not in set(known)]
+    replaced = [f"`{word}` as `{form}`" for word, form in forms.items() if form and form != word]
+    if replaced:
+        notes.append(f"the model reads {_some(replaced)}")
+    unknown = [word for word, form in forms.items() if form is None and _is_word(word)]
     if unknown:
         notes.append(
             f"words this model does not know were ignored: {_listed(unknown)}; "
@@ -125,6 +130,15 @@ def read_prompt(prompt: str, tokenizer: Tokenizer, settings: TextSettings) -> Pr
         room = settings.max_length - 2
         notes.append(f"the prompt was cut to its first {len(encoded.words)} words ({room} tokens fit)")
     return Prompt(" ".join(encoded.words), encoded.ids, "; ".join(notes))
+
+
+def known_form(word: str, settings: TextSettings) -> str | None:
+    """The word that the model was trained on: itself, what it is also called, or its singular or plural."""
+    word = settings.aliases.get(word, word)
+    if settings.words is None:
+        return word
+    forms = (word, f"{word}s", word.removesuffix("s"), word.removesuffix("es"))
+    return next((form for form in forms if form in settings.words), None)
 
 
 def _names_object(words: Sequence[str], settings: TextSettings) -> bool:
@@ -144,6 +158,9 @@ def _is_word(piece: str) -> bool:
 
 
 def _listed(words: Iterable[str]) -> str:
-    words = [f"`{word[:40]}`" for word in dict.fromkeys(words)]
-    rest = len(words) - NAMED
-    return ", ".join(words[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return _some([f"`{word[:40]}`" for word in dict.fromkeys(words)])
+
+
+def _some(texts: Sequence[str]) -> str:
+    rest = len(texts) - NAMED
+    return ", ".join(texts[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -42,6 +42,7 @@ class ReleasedText:
     max_length: int  # tokens
     words: tuple[str, ...] | None = None  # all it was trained on; None: any
     nouns: tuple[str, ...] = ()  # the objects it can make
+    aliases: Mapping[str, str] = field(default_factory=dict)  # what people say -> the word it knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ def _text_args(text: ReleasedText | None) -> dict[str, Any]:
         "max_length": text.max_length,
         **({} if text.words is None else {"words": list(text.words)}),
         **({"nouns": list(text.nouns)} if text.nouns else {}),
+        **({"aliases": dict(text.aliases)} if text.aliases else {}),
     }
     return {"text_cond_model": {"name": "CLIPTextEncoder", "args": args}}
 

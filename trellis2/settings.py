@@ -84,6 +84,7 @@ class TextSettings:
     max_length: int = 77  # tokens, start and end among them
     words: tuple[str, ...] | None = None  # all it was trained on; None: any
     nouns: tuple[str, ...] = ()  # the objects it can make, when it says so
+    aliases: Mapping[str, str] = field(default_factory=dict)  # what people say -> the word it knows
 
 
 MAX_TOKENS = 49152  # released limit on latent tokens of a cascade's second pass
@@ -198,7 +199,7 @@ def override(settings: SamplerSettings, changes: Mapping[str, Any] | None) -> Sa
 
 
 def _text(entry: Mapping[str, Any] | None) -> TextSettings | None:
-    """Translate `{"name": "CLIPTextEncoder", "args": {"model", "max_length", "words", "nouns"}}`."""
+    """Translate `{"name": "CLIPTextEncoder", "args": {"model", ...}}`."""
     if entry is None:
         return None
     args = entry["args"]
@@ -208,6 +209,7 @@ def _text(entry: Mapping[str, Any] | None) -> TextSettings | None:
         max_length=args.get("max_length", 77),
         words=None if words is None else tuple(words),
         nouns=tuple(args.get("nouns", ())),
+        aliases=dict(args.get("aliases", {})),
     )
 
 

@@ -69,6 +69,8 @@ MAKE, MACHINE = "Make", "This machine"
 COMMANDS: Mapping[str, Entry] = {
     "generate": Entry("generate", "Turn a picture into a 3D asset.", MAKE),
     "image": Entry("generate", "The same as `generate`.", MAKE, hidden=True),
+    "multi-image": Entry("multi_image", "Turn several pictures of one object into a 3D asset.", MAKE),
+    "text": Entry("text", "Turn a description into a 3D asset.", MAKE),
     "texture": Entry("texture", "Paint a mesh after a picture.", MAKE),
     "export": Entry("export", "Make an asset from a saved run, without sampling again.", MAKE),
     "render": Entry("render", "Draw an asset or a saved run as a PNG sheet.", MAKE),
@@ -151,7 +153,7 @@ def root(
         typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Pictures to finished 3D assets, on the hardware you own.
+    """Pictures and words to finished 3D assets, on the hardware you own.
 
     Start with: [bold]trellis generate chair.png[/bold]
     """

@@ -5,10 +5,12 @@ Each option is an annotated type: `seed: Seed = 42` in a command's signature is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from enum import Enum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -38,6 +40,11 @@ class Background(str, Enum):
     keep = "keep"
     grabcut = "grabcut"
     threshold = "threshold"
+
+
+class Mode(str, Enum):
+    stochastic = "stochastic"
+    multidiffusion = "multidiffusion"
 
 
 class Preset(str, Enum):
@@ -107,6 +114,16 @@ def _guidance(name: str, help: str) -> Any:
 Picture = Annotated[
     Path, typer.Argument(metavar="PICTURE", help="PNG, JPEG, WebP, ... of one object.", show_default=False)
 ]
+PicturePaths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PICTURE", help="Pictures of one object from several sides.", show_default=False),
+]
+Prompt = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROMPT", help='What to make, as in "a tall red chair with armrests".', show_default=False
+    ),
+]
 MeshPath = Annotated[Path, typer.Argument(metavar="MESH", help="GLB, OBJ, PLY or STL.", show_default=False)]
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A run saved with `--save-bundle`.", show_default=False)
@@ -149,6 +166,15 @@ BackgroundOption = Annotated[
     Background,
     _choice(
         SAMPLING, "--background", "Find the object by: auto (default), keep (alpha), grabcut, threshold."
+    ),
+]
+ModeOption = Annotated[
+    Mode,
+    _choice(
+        SAMPLING,
+        "--mode",
+        "Combine pictures by: stochastic (default; each step sees the next one) or multidiffusion "
+        "(every step sees all; slower).",
     ),
 ]
 Steps = Annotated[int | None, _steps("--steps", "Steps of every stage.")]
@@ -202,6 +228,85 @@ Json = Annotated[bool, _option(REPORTING, "--json", help="Print one JSON object 
 JsonEvents = Annotated[bool, _option(REPORTING, "--json-events", help="Print a JSON line per event.")]
 Quiet = Annotated[bool, _option(REPORTING, "--quiet", "-q", help="No progress and notes on stderr.")]
 Debug = Annotated[bool, _option(REPORTING, "--debug", help="Show where an error happened.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of every command that samples, whatever it starts from."""
+
+    output: Output = None
+    force: Force = False
+    num_samples: Samples = 1
+    save_bundle: SaveBundle = None
+    preview: Preview = None
+    strict: Strict = False
+    seed: Seed = 42
+    subject: SubjectOption = None
+    resolution: ResolutionOption = None
+    pipeline: PipelineName = None
+    steps: Steps = None
+    guidance: Guidance = None
+    structure_steps: StructureSteps = None
+    structure_guidance: StructureGuidance = None
+    shape_steps: ShapeSteps = None
+    shape_guidance: ShapeGuidance = None
+    texture_steps: TextureSteps = None
+    texture_guidance: TextureGuidance = None
+    preset: PresetOption = None
+    faces: Faces = None
+    texture: Texture = None
+    model: Model = "auto"
+    device: Device = "auto"
+    precision: PrecisionOption = Precision.auto
+    vram_tier: TierOption = Tier.auto
+    kernel: Kernel = None
+    offline: Offline = False
+    json: Json = False
+    json_events: JsonEvents = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+    @property
+    def pipeline_type(self) -> str | None:
+        return pipeline_name(self.resolution, self.pipeline)
+
+    @property
+    def samplers(self) -> dict[str, Any]:
+        """Sampler settings to change per stage."""
+        return sampler_changes(
+            self.subject,
+            self.steps,
+            self.guidance,
+            (self.structure_steps, self.shape_steps, self.texture_steps),
+            (self.structure_guidance, self.shape_guidance, self.texture_guidance),
+        )
+
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a command's parameter `run: RunOptions` into an option for each of its fields.
+
+    The parser reads signatures, so the command gets one that has them all, in their place.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    place = next(name for name, hint in hints.items() if hint is RunOptions)
+    shared = get_type_hints(RunOptions, include_extras=True)
+    options = [
+        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=shared[f.name])
+        for f in fields(RunOptions)
+    ]
+    parameters: list[Parameter] = []
+    for own in signature(command).parameters.values():
+        plain = own.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[own.name])
+        parameters += options if own.name == place else [plain]
+
+    def call(**values: Any) -> None:
+        run = RunOptions(**{option.name: values.pop(option.name) for option in options})
+        command(**values, **{place: run})
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return call
 
 
 def parse_kernels(choices: list[str] | None) -> dict[str, str]:

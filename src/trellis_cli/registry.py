@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trellis_cli.console import Console
 from trellis_cli.options import Precision, Tier, parse_kernels
-from trellis_core.errors import ModelError
+from trellis_core.errors import ModelError, UsageError
 from trellis_core.weights import hub
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Model:
     licence: str
     repository: str | None = None  # on the hub; None travels in the package
     needs_gpu: bool = False  # `--model auto` takes it on a GPU only
+    text: bool = False  # it takes prompts, too
 
 
 MODELS: Mapping[str, Model] = {  # best first: the order of `--model auto`
@@ -49,7 +50,9 @@ MODELS: Mapping[str, Model] = {  # best first: the order of `--model auto`
         repository="microsoft/TRELLIS.2-4B",
         needs_gpu=True,
     ),
-    hub.EMBEDDED: Model(summary="small model in the package: runs anywhere, simple objects", licence="MIT"),
+    hub.EMBEDDED: Model(
+        summary="small model in the package: runs anywhere, simple objects", licence="MIT", text=True
+    ),
 }
 
 
@@ -91,14 +94,42 @@ def missing_checkpoints(folder: Path) -> list[str]:
 
 
 def references(folder: Path) -> dict[str, str]:
-    """Network name -> checkpoint as written in `pipeline.json`, the image encoder among them."""
+    """Network name -> checkpoint as written in `pipeline.json`, the encoders among them."""
     path = folder / hub.PIPELINE
     try:
         args = json.loads(path.read_text(encoding="utf-8"))["args"]
         encoder = args["image_cond_model"]["args"]
-        return {**args["models"], "image_encoder": encoder.get("model_name") or encoder["model"]}
+        found = {**args["models"], "image_encoder": encoder.get("model_name") or encoder["model"]}
+        if "text_cond_model" in args:
+            found["text_encoder"] = args["text_cond_model"]["args"]["model"]
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"`{path}` is damaged: {error}", hint="download the model again") from error
+
+
+def has_text(folder: Path) -> bool:
+    """Whether a model takes prompts."""
+    return "text_encoder" in references(folder)
+
+
+def require_text(found: Found) -> None:
+    """`UsageError` for a model without text encoder, naming those here that have one."""
+    if has_text(found.folder):
+        return
+    others = [name for name in MODELS if is_here(name) and has_text(find_model(name).folder)]
+    advice = f"pass {' or '.join(f'`--model {name}`' for name in others)}, or start" if others else "start"
+    raise UsageError(
+        f"the model `{found.name}` takes pictures only: it has no text encoder",
+        hint=f"{advice} from a picture with `trellis generate`",
+    )
+
+
+def is_here(name: str) -> bool:
+    try:
+        find_model(name)
+    except ModelError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +148,13 @@ class Machine:
 
 
 def load_engine(
-    model: str, machine: Machine, console: Console, *, pipeline_type: str | None = None, num_samples: int = 1
+    model: str,
+    machine: Machine,
+    console: Console,
+    *,
+    pipeline_type: str | None = None,
+    num_samples: int = 1,
+    text: bool = False,  # it must take prompts
 ) -> Pipeline:
     """Choose device, model, kernels and memory plan, say what was chosen, and load the model.
 
@@ -125,6 +162,8 @@ def load_engine(
     best model of MODELS that is present and fits.
     """
     found = None if model == AUTO else find_model(model)
+    if found is not None and text:
+        require_text(found)
 
     import trellis2
     from trellis_core.memory.budget import MemoryRequest
@@ -133,7 +172,7 @@ def load_engine(
     device, info, kernels = open_device(machine)
     request = MemoryRequest(tier=machine.tier, precision=machine.precision, num_samples=num_samples)
     if found is None:
-        found = choose_model(info, request)
+        found = choose_model(info, request, text=text)
     plan = plan_for(found.folder, info, request, pipeline_type)
 
     console.say("model", f"{found.name}, {found.reason}")
@@ -189,17 +228,20 @@ def provenance(bundle: Bundle) -> dict[str, Any]:
     return provenance(bundle)
 
 
-def choose_model(device: DeviceInfo, request: MemoryRequest) -> Found:
+def choose_model(device: DeviceInfo, request: MemoryRequest, *, text: bool = False) -> Found:
     """The best model that is complete here and fits, and why the better ones were passed over.
 
-    When none fits, the smallest is tried all the same: a memory plan is a prediction.
+    With `text` only models that take prompts count. When none fits, the smallest is tried all the same: a
+    memory plan is a prediction.
     """
     passed: list[str] = []
     smallest = None
     for name, model in MODELS.items():
+        if text and not model.text and not is_here(name):
+            continue
         try:
             folder = find_model(name).folder
-            problem = _problem(name, model, folder, device)
+            problem = _problem(name, model, folder, device, text)
             plan = plan_for(folder, device, request) if problem is None else None
         except ModelError as error:
             problem = error.message.replace(f"the model `{name}`", "").strip() + f" ({error.hint})"
@@ -211,14 +253,17 @@ def choose_model(device: DeviceInfo, request: MemoryRequest) -> Found:
             problem = f"does not fit: it needs {plan.peak / 2**30:.1f} GiB"
         passed.append(f"{name} {problem}")
     if smallest is None:
-        raise ModelError(
-            "no model can be used: " + "; ".join(passed), hint="run `trellis models pull trellis2-4b`"
-        )
+        what, hint = "no model", "run `trellis models pull trellis2-4b`"
+        if text:
+            what, hint = "no model that takes text", "start from a picture with `trellis generate`"
+        raise ModelError(f"{what} can be used: " + "; ".join(passed), hint=hint)
     return Found(*smallest, "; ".join(["the smallest model here", *passed]))
 
 
-def _problem(name: str, model: Model, folder: Path, device: DeviceInfo) -> str | None:
+def _problem(name: str, model: Model, folder: Path, device: DeviceInfo, text: bool) -> str | None:
     """Why `auto` does not take a model, or None."""
+    if text and not has_text(folder):
+        return "takes pictures only"
     if missing_checkpoints(folder):
         return f"is not complete (run `trellis models pull {name}`)"
     if model.needs_gpu and device.kind == "cpu":

@@ -8,6 +8,7 @@ Not tested here: numbers (parity) and the quality of meshes (asset tests).
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -328,8 +329,18 @@ def test_a_prompt_of_ten_thousand_words_is_cut_and_says_so():
     assert prompt.text == "a red street lamp"
     assert len(prompt.ids) == 6
     assert "cut to its first 4 words" in prompt.note
-    with pytest.raises(InputError, match="nothing that"):  # the object is what was cut
+    with pytest.raises(InputError, match="names nothing"):  # the object is what was cut
         read_prompt("red " * 10_000 + "street lamp", VOCABULARY, TEXT)
+
+
+def test_other_words_for_what_the_model_knows_are_read_and_named():
+    known = replace(TEXT, aliases={"scarlet": "red", "lantern": "lamp"})
+    prompt = read_prompt("A scarlet street lantern", VOCABULARY, known)
+    assert (prompt.text, prompt.note) == (
+        "a red street lamp",
+        "the model reads `scarlet` as `red`, `lantern` as `lamp`",
+    )
+    assert read_prompt("street lamps", VOCABULARY, TEXT).text == "street lamp"
 
 
 def test_an_open_vocabulary_takes_any_word():
@@ -389,14 +400,18 @@ def test_a_released_text_encoder_is_read_back(pipeline, tmp_path):
             samplers={name: {} for name in ("structure", "shape", "texture")},
             shape_normalization=(torch.zeros(2), torch.ones(2)),
             texture_normalization=(torch.zeros(2), torch.ones(2)),
-            text=ReleasedText(encoder.tokenizer, MAX_LENGTH, words=("a", "chair"), nouns=("chair",)),
+            text=ReleasedText(encoder.tokenizer, MAX_LENGTH, ("a", "chair"), ("chair",), {"seat": "chair"}),
         )
         with pytest.raises(ValueError, match="come together"):
             write_release(tmp_path, {}, facts)
         write_release(tmp_path, {"text_encoder": TrainedNetwork({"name": "CLIPTextEncoder"}, encoder)}, facts)
     text = read_settings(tmp_path / "pipeline.json").text
     assert text == TextSettings(
-        encoder="ckpts/text_encoder", max_length=MAX_LENGTH, words=("a", "chair"), nouns=("chair",)
+        encoder="ckpts/text_encoder",
+        max_length=MAX_LENGTH,
+        words=("a", "chair"),
+        nouns=("chair",),
+        aliases={"seat": "chair"},
     )
     written = sorted(path.name for path in (tmp_path / "ckpts").iterdir())
     assert written == [f"text_encoder.{end}" for end in ("json", "merges.txt", "safetensors", "vocab.json")]
