@@ -165,8 +165,8 @@ def _render(solids: Solids, owner: Tensor, views: _Views, size: int, supersample
     seen = pixel[hits.ray]
     shown = seen // side**2
     image = hits.point.new_zeros(len(owner) * side**2, 4)
-    image[seen, :3] = _shade(solids, hits, shown, views, _in_shadow(solids, owner, hits, shown, views))
-    image[seen, 3] = 1
+    shadow = _in_shadow(solids, owner, hits, shown, views)
+    image[seen] = torch.cat([_shade(solids, hits, shown, views, shadow), torch.ones_like(hits.point[:1])]).T
     image = image.view(-1, size, supersample, size, supersample, 4).mean(dim=(2, 4))
     image[..., :3] /= image[..., 3:].clamp_min(1e-6)
     return (image.clamp(0, 1) * 255).round().byte()
@@ -175,17 +175,19 @@ def _render(solids: Solids, owner: Tensor, views: _Views, size: int, supersample
 def _camera_rays(owner: Tensor, views: _Views, side: int) -> tuple[Bundles, Tensor]:  # int64 [G * Q]
     """One bundle for every tile, and the pixel of every ray."""
     tile = gcd(side, TILE)
-    tiles = side // tile
-    device = owner.device
-    index = torch.arange(len(owner) * side**2, device=device).view(-1, tiles, tile, tiles, tile)
+    tiles, count = side // tile, len(owner)
+    index = torch.arange(count * side**2, device=owner.device).view(-1, tiles, tile, tiles, tile)
     pixel = index.transpose(2, 3).reshape(-1, tile**2)  # [G, Q]
-    view = pixel[:, 0] // side**2
-    u, v = (2 * (pixel % side) + 1) / side - 1, 1 - (2 * (pixel // side % side) + 1) / side
-    middle = views.window[view].T[:, :, None]
-    u, v = middle[0] + middle[2] * u, middle[1] + middle[2] * v
-    right, up, forward = views.axes[view].permute(1, 2, 0)[..., None]  # [3, G, 1] each
-    direction = forward + u * right + v * up
-    return Bundles(owner[view], views.origin[view].T, direction.mean(dim=2), direction), pixel.flatten()
+    view = torch.arange(count, device=owner.device).repeat_interleave(tiles**2)
+    across = ((2 * torch.arange(side, device=owner.device) + 1) / side - 1).view(tiles, tile)
+    shape = (tiles, tiles, tile, tile)
+    u = across[None, :, None, :].expand(shape).reshape(1, -1, tile**2)
+    v = -across[:, None, :, None].expand(shape).reshape(1, -1, tile**2)
+    u, v = (views.window[:, i, None, None] + views.window[:, 2, None, None] * w for i, w in ((0, u), (1, v)))
+    right, up, forward = views.axes.permute(1, 2, 0).contiguous()[..., None, None]  # [3, V, 1, 1] each
+    direction = (u * right).add_(v * up).add_(forward).view(3, -1, tile**2)
+    origin = views.origin.T.index_select(1, view)
+    return Bundles(owner[view], origin, direction.mean(dim=2), direction), pixel.flatten()
 
 
 def _tile_reach(views: _Views, side: int) -> float:
@@ -196,13 +198,13 @@ def _tile_reach(views: _Views, side: int) -> float:
 
 def _in_shadow(solids: Solids, owner: Tensor, hits: Hits, shown: Tensor, views: _Views) -> Tensor:  # bool [N]
     """Which hits the key light does not reach because something is in between; only in views with shadows."""
-    towards = views.key[shown]
-    lit = (hits.normal.T * towards).sum(dim=1) > 0
+    towards = views.key.T.index_select(1, shown)
+    lit = _dot(hits.normal, towards) > 0
     tested = (lit & (views.strength[shown, 4] > 0)).nonzero()[:, 0]
     shadow = torch.zeros_like(lit)
     if len(tested):
-        origin = (hits.point + 2 * SKIN * hits.normal)[:, tested]
-        direction = towards[tested].T.contiguous()
+        origin = (hits.point + 2 * SKIN * hits.normal).index_select(1, tested)
+        direction = towards.index_select(1, tested)
         blocked = trace(solids, Bundles(owner[shown[tested]], origin, direction, direction[:, :, None]))
         shadow[tested[blocked.ray]] = True
     return shadow
@@ -210,22 +212,26 @@ def _in_shadow(solids: Solids, owner: Tensor, hits: Hits, shown: Tensor, views: 
 
 def _shade(
     solids: Solids, hits: Hits, shown: Tensor, views: _Views, shadow: Tensor
-) -> Tensor:  # float32 [N, 3]
+) -> Tensor:  # float32 [3, N]
     """Lambert, Blinn and sky over the base color; metals tint their highlight and their sky."""
-    material, normal = solids.materials[hits.part], hits.normal.T
-    color, metallic, roughness = material[:, :3], material[:, 3:4], material[:, 4:]
-    ambient, key, specular, fill, shade, sky = views.strength[shown].T[..., None]
+    material = solids.materials.T.index_select(1, hits.part)
+    color, metallic, roughness = material[:3], material[3], material[4]
+    ambient, key, specular, fill, shade, sky = views.strength.T.index_select(1, shown)
     half = views.key - views.axes[:, 2]
-    half = (half / half.norm(dim=1, keepdim=True))[shown]
-    direct = torch.where(shadow[:, None], 1 - shade, 1)
-    diffuse = _dot(normal, views.key[shown]) * direct * key * views.color[shown]
-    filled = _dot(normal, views.fill[shown]) * fill
-    above = 1 - sky * (0.5 - 0.5 * normal[:, 2:])
-    shine = _dot(normal, half).pow(2 / roughness.clamp(0.15, 1) ** 2) * direct
+    half = half / half.norm(dim=1, keepdim=True)
+    towards, filling, halfway, tone = (
+        x.T.index_select(1, shown) for x in (views.key, views.fill, half, views.color)
+    )
+    direct = torch.where(shadow, 1 - shade, 1)
+    diffuse = _dot(hits.normal, towards) * direct * key
+    filled = _dot(hits.normal, filling) * fill
+    above = 1 - sky * (0.5 - 0.5 * hits.normal[2])
+    shine = _dot(hits.normal, halfway).pow(2 / roughness.clamp(0.15, 1) ** 2) * direct
+    gloss = specular * (1 - 0.8 * roughness) * shine * (0.6 + 0.8 * metallic)
     tint = metallic * color + (1 - metallic)
-    lit = color * (ambient * above + diffuse + filled) * (1 - 0.25 * metallic)
-    return (lit + specular * (1 - 0.8 * roughness) * shine * tint * (0.6 + 0.8 * metallic)).clamp(0, 1)
+    lit = color * (diffuse * tone + (ambient * above + filled)) * (1 - 0.25 * metallic)
+    return (lit + gloss * tint).clamp_(0, 1)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:  # float32 [N, 1], not below 0
-    return (a * b).sum(dim=1, keepdim=True).clamp_min(0)
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # float32 [N], not below 0
+    return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2]).clamp_min_(0)
