@@ -179,10 +179,10 @@ def dog(d: Sketch) -> None:
     d.rod("body", (l * 0.9, 0, z + h * 0.5), (l + 0.24, 0, z + h + 0.22), 0.07)
     if d.has("collar", 0.5):
         d.paint("collar")
-        a, b = (-l * 0.75, 0, z), (x, 0, up)
-        low = tuple(p + (q - p) * 0.4 for p, q in zip(a, b, strict=True))
-        high = tuple(p + (q - p) * 0.62 for p, q in zip(a, b, strict=True))
-        d.taper("collar", (low[0], low[1], low[2]), (high[0], high[1], high[2]), 0.24, 0.22)
+        front, rise = x + l * 0.75, up - z  # along the neck
+        low = (-l * 0.75 + 0.4 * front, 0.0, z + 0.4 * rise)
+        high = (-l * 0.75 + 0.62 * front, 0.0, z + 0.62 * rise)
+        d.taper("collar", low, high, 0.24, 0.22)
     if d.has("spots", 0.35):
         d.paint("spots", "black", "brown", "white", "beige", "gray", finish="matte")
         for e in SIDES:
