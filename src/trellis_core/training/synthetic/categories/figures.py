@@ -180,9 +180,9 @@ def dog(d: Sketch) -> None:
     if d.has("collar", 0.5):
         d.paint("collar")
         front, rise = x + l * 0.75, up - z  # along the neck
-        low = (-l * 0.75 + 0.4 * front, 0.0, z + 0.4 * rise)
-        high = (-l * 0.75 + 0.62 * front, 0.0, z + 0.62 * rise)
-        d.taper("collar", low, high, 0.24, 0.22)
+        lower = (-l * 0.75 + 0.4 * front, 0.0, z + 0.4 * rise)
+        upper = (-l * 0.75 + 0.62 * front, 0.0, z + 0.62 * rise)
+        d.taper("collar", lower, upper, 0.24, 0.22)
     if d.has("spots", 0.35):
         d.paint("spots", "black", "brown", "white", "beige", "gray", finish="matte")
         for e in SIDES:
