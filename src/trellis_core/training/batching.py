@@ -14,8 +14,8 @@ import torch
 def balanced_groups(loads: Sequence[int], groups: int, *, equal_size: bool = False) -> list[list[int]]:
     """Indices of the samples of each group: largest first, each to the group with the least load so far.
 
-    Of equal samples the last comes first. With `equal_size` every group gets `len(loads) / groups` samples. Graham, "Bounds on Multiprocessing
-    Timing Anomalies" (1969).
+    Of equal samples the last comes first. With `equal_size` every group gets `len(loads) / groups` samples.
+    Graham, "Bounds on Multiprocessing Timing Anomalies" (1969).
     """
     if groups < 1 or (equal_size and len(loads) % groups):
         raise ValueError(f"{len(loads)} samples cannot be split into {groups} groups")

@@ -80,5 +80,5 @@ class Lpips(nn.Module):
                 first, second = unit.chunk(2)
                 total = total + (self.heads[level] * (first - second).square()).sum(1).mean()
                 level += 1
-                x = F.max_pool2d(x, 2)
+                x = F.max_pool2d(x, 2) if level < len(self.ends) else x
         return total

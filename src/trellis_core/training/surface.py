@@ -22,6 +22,7 @@ from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.rasterize import rasterize
 
 NEAREST = 0.01  # smallest near plane
+WALK = 8  # faces between a covered pixel's centre and an outline; further away the mask stays hard
 
 Rasterize = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 
@@ -146,27 +147,23 @@ def clip_near(
     inside = vertices[:, 2] > near
     count = inside[triangles].sum(1)
     pieces = [triangles[count == 3]]
-    points = [vertices]
-    total = len(vertices)
+    cuts: list[Tensor] = []  # the two cut edges of every such face
     for kept in (1, 2):
         cut = triangles[count == kept]
-        odd = (inside[cut] == (kept == 1)).int().argmax(1)  # the corner that is alone on its side
-        a, b, c = (cut.gather(1, ((odd + k) % 3)[:, None])[:, 0] for k in range(3))
-        ab = torch.arange(len(cut), device=faces.device) + total
-        ca = ab + len(cut)
-        total += 2 * len(cut)
-        points += [crossing(vertices[a], vertices[b], near), crossing(vertices[a], vertices[c], near)]
+        alone = (inside[cut] == (kept == 1)).int().argmax(1)  # the corner that is alone on its side
+        a, b, c = (cut.gather(1, ((alone + k) % 3)[:, None])[:, 0] for k in range(3))
+        ab = torch.arange(len(a), device=faces.device) + sum(map(len, cuts)) + len(vertices)
+        ac = ab + len(a)
+        cuts += [torch.stack([a, b], 1), torch.stack([a, c], 1)]
         if kept == 1:
-            pieces.append(torch.stack([a, ab, ca], 1))
+            pieces.append(torch.stack([a, ab, ac], 1))
         else:
-            pieces += [torch.stack([ab, b, c], 1), torch.stack([ab, c, ca], 1)]
-    return torch.cat(points), torch.cat(pieces).int()
-
-
-def crossing(a: Tensor, b: Tensor, near: float) -> Tensor:
-    """Where the edges a-b, whose ends lie on both sides, meet the plane z = near."""
-    share = (near - a[:, 2:]) / (b[:, 2:] - a[:, 2:])
-    return a + share * (b - a)
+            pieces += [torch.stack([ab, b, c], 1), torch.stack([ab, c, ac], 1)]
+    edges, shared = torch.cat(cuts).sort(1).values.unique(dim=0, return_inverse=True)
+    start, end = vertices[edges].unbind(1)
+    share = (near - start[:, 2:]) / (end[:, 2:] - start[:, 2:])
+    renamed = torch.cat([torch.arange(len(vertices), device=faces.device), shared + len(vertices)])
+    return torch.cat([vertices, start + share * (end - start)]), renamed[torch.cat(pieces)].int()
 
 
 def coverage(
@@ -176,37 +173,88 @@ def coverage(
 ) -> Tensor:  # float32 [H, W]  in [0, 1]
     """The mask, blended where a covered and an empty pixel are neighbours.
 
-    The covering face ends at a share s of the way from centre to centre. Up to a half, the covered pixel
-    loses what is missing to it; beyond, the empty pixel gains the rest.
+    The surface ends at a share s of the way from centre to centre. Up to a half, the covered pixel loses what
+    is missing to it; beyond, the empty pixel gains the rest.
     """
-    width = face.shape[1]
-    flat = face.reshape(-1)
+    flat, width = face.reshape(-1), face.shape[1]
     covered = flat >= 0
     mask = covered.to(places.dtype)
     number = torch.arange(flat.numel(), device=face.device).view_as(face)
     neighbours = ((number[:, :-1], number[:, 1:], 0), (number[:-1], number[1:], 1))
+    beyond = adjacent_faces(faces)
     for first, second, axis in neighbours:
-        for inner, outer in ((first, second), (second, first)):
+        for inner, outer, sign in ((first, second, 1.0), (second, first, -1.0)):
             ends = covered[inner] & ~covered[outer]
             full, empty = inner[ends], outer[ends]
-            corners = places[faces[flat[full].long()].long()]  # [P, 3, 2]
             center = torch.stack([full % width, full // width], 1).to(places) + 0.5
-            sign = 1.0 if inner is first else -1.0
-            share = exit_of(corners - center[:, None], axis, sign).clamp(0, 1) - 0.5
-            mask = mask.index_add(0, full, share.clamp(max=0)).index_add(0, empty, share.clamp(min=0))
+            reach = silhouette(places, faces, beyond, flat[full].long(), center, axis, sign)
+            share = reach.clamp(0, 1) - 0.5
+            lost, gained = torch.where(share < 0, share, 0), torch.where(share < 0, 0, share)
+            mask = mask.index_add(0, full, lost).index_add(0, empty, gained)
     return mask.clamp(0, 1).view_as(face)
 
 
-def exit_of(
-    corners: Tensor,  # float32 [P, 3, 2]  relative to a point inside the triangle
+def silhouette(
+    places: Tensor,  # float32 [V, 2]
+    faces: Tensor,  # int32 [F, 3]
+    beyond: Tensor,  # int64 [F, 3]   from `adjacent_faces`
+    face: Tensor,  # int64 [P]      where each walk starts
+    center: Tensor,  # float32 [P, 2]
     axis: int,  # 0: along x, 1: along y
     sign: float,
-) -> Tensor:  # float32 [P]
-    """How far the triangle reaches from the origin along an axis."""
+) -> Tensor:  # float32 [P]  how far the surface reaches from the centre; a half where that is not found
+    """Walk from face to face along a row or column until one ends without another behind its edge.
+
+    Of two faces that meet in an outline both lie on the same side of their edge.
+    """
+    found = center.new_full((len(face),), 0.5)
+    walking = torch.arange(len(face), device=face.device)
+    for _ in range(WALK):
+        names = faces[face].long()
+        reach, edge = exit_of(places[names] - center[walking, None], axis, sign)
+        start, end, own = (names.gather(1, ((edge + k) % 3)[:, None])[:, 0] for k in range(3))
+        other = beyond[face].gather(1, edge[:, None])[:, 0]
+        open_edge = other < 0
+        tip = torch.where(open_edge, own, faces[other].long().sum(1) - start - end)
+        sides = [side_of(places[start], places[end], places[corner]) for corner in (own, tip)]
+        ends = reach.isfinite() & (open_edge | (sides[0] * sides[1] >= 0))
+        found = found.index_put((walking[ends],), reach[ends])
+        on = reach.isfinite() & ~ends
+        walking, face = walking[on], other[on]
+    return found
+
+
+def exit_of(
+    corners: Tensor,  # float32 [P, 3, 2]  relative to a point on the line
+    axis: int,
+    sign: float,
+) -> tuple[Tensor, Tensor]:  # float32 [P], int64 [P]
+    """How far the triangle reaches along the axis, -inf if nowhere, and by which edge (k to k + 1)."""
     a, b = corners, corners.roll(-1, 1)
     along, across = axis, 1 - axis
     rise = b[..., across] - a[..., across]
     meets = (a[..., across] <= 0) != (b[..., across] <= 0)
     share = -a[..., across] / torch.where(meets, rise, 1.0)
     reach = sign * (a[..., along] + share * (b[..., along] - a[..., along]))
-    return torch.where(meets, reach, -torch.inf).amax(1).nan_to_num(neginf=0.5)
+    furthest = torch.where(meets, reach, -torch.inf).max(1)
+    return furthest.values, furthest.indices
+
+
+def side_of(start: Tensor, end: Tensor, point: Tensor) -> Tensor:  # float32 [P, 2] each -> [P]
+    """Positive on one side of the line through start and end, negative on the other."""
+    edge, away = (end - start).detach(), (point - start).detach()
+    return edge[:, 0] * away[:, 1] - edge[:, 1] * away[:, 0]
+
+
+def adjacent_faces(
+    faces: Tensor,  # int32 [F, 3]
+) -> Tensor:  # int64 [F, 3]  the face across edge k (corner k to k + 1), -1 unless there is exactly one
+    count = len(faces)
+    ends = torch.stack([faces, faces.roll(-1, 1)], 2).long().reshape(-1, 2).sort(1).values
+    keys = ends[:, 0] * (1 << 32) + ends[:, 1]
+    order = keys.argsort()
+    _, group, sizes = keys.unique(return_inverse=True, return_counts=True)
+    beyond = torch.full((3 * count,), -1, dtype=torch.int64, device=faces.device)
+    paired = order[sizes[group[order]] == 2].view(-1, 2)
+    beyond[paired[:, 0]], beyond[paired[:, 1]] = paired[:, 1] // 3, paired[:, 0] // 3
+    return beyond.view(count, 3)
