@@ -39,6 +39,7 @@ from trellis2.objectives import (
     surface_losses,
     surfaces_against,
     texture_vae_losses,
+    training_meshes,
 )
 from trellis_core.errors import ModelError, TrellisError
 from trellis_core.geometry.camera import Camera, orbit_camera
@@ -533,6 +534,14 @@ def test_ranks_see_every_sample_once_an_epoch_and_resume_where_they_stopped(coun
     assert list(islice(again, 10)) == expected[taken:]
 
 
+def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+    order, other = SampleOrder(30, seed=1), SampleOrder(30, seed=5)
+    first = order.epoch_share()
+    order.load_state_dict({"epoch": 1, "index": 0})
+    assert len({tuple(first), tuple(order.epoch_share()), tuple(other.epoch_share())}) == 3
+    assert SampleOrder(5, shuffle=False).epoch_share() == [0, 1, 2, 3, 4]
+
+
 def test_a_balanced_order_deals_similar_loads_to_the_ranks():
     loads = torch.randint(1, 1000, (64,), generator=seeded()).tolist()
 
@@ -739,6 +748,19 @@ def test_rendering_terms_reach_positions_and_split_weights():
     assert not grad[3:6].any()  # crossings are the true ones
     assert grad[6].abs().max() > 0  # split weights
     assert encoder.input_layer.weight.grad.abs().max() > 0
+
+
+def test_predicted_meshes_have_the_true_crossings_and_the_predicted_positions():
+    torch.manual_seed(0)
+    decoder = FlexiDualGridVaeDecoder(resolution=8, **UP)
+    position, flags = sphere_voxels()
+    grid = decoder.dual_grid(torch.randn(len(position), 7, generator=seeded()))
+    (mesh,) = training_meshes(position, grid, flags, 8)
+    quads = len(true_mesh(position, flags).faces) // 2
+    assert len(mesh.faces) == 4 * quads
+    assert len(mesh.vertices) == len(position) + quads
+    voxel = (mesh.vertices[: len(position)] + 0.5) * 8 - position.coords[:, 1:]
+    assert torch.allclose(voxel, grid.dual_vertices, atol=1e-5)
 
 
 def test_a_perfect_surface_has_no_rendering_loss():
