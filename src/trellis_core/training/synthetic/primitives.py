@@ -81,7 +81,7 @@ def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, size: Tensor) -> Tensor:
     out along the shortest radius r."""
     inverse = 1 / size[:3]
     px, py, pz = x * inverse[0], y * inverse[1], z * inverse[2]
-    k0 = _length(px, py, pz)
+    k0 = _length(px, py, pz).clamp_min_(1e-6)  # the middle is 0 / 0
     k1 = _length(px.mul_(inverse[0]), py.mul_(inverse[1]), pz.mul_(inverse[2])).clamp_min_(1e-6)
     shortest = torch.minimum(torch.minimum(size[0], size[1]), size[2])
     cap = (1 - k0 * k0).clamp_min_(0).sqrt_().mul_(-shortest)

@@ -2,7 +2,7 @@
 
 A shard of `n` consecutive seeds is a safetensors file with the tensors of `Dataset`, except that `lengths`
 int64 [n] stands for `starts`. Everything about an object follows from its seed: the object from
-`default_rng(seed)`, its views from `default_rng((seed, 1))`, its captions from `default_rng((seed, 2))`.
+`default_rng(seed)`, its views from `default_rng((seed, 1))`, its captions from `default_rng((seed, 3))`.
 
 Letters: T voxels of all objects, n objects, V views, S picture size, K captions.
 """
@@ -170,7 +170,7 @@ def make_views(
 
 
 def _caption_rows(made: SyntheticObject, seed: int, count: int) -> Tensor:  # uint8 [K, CAPTION_BYTES]
-    captions = make_captions(made, count, np.random.default_rng((seed, 2)))
+    captions = make_captions(made, count, np.random.default_rng((seed, 3)))
     rows = [text.encode().ljust(CAPTION_BYTES, b"\0") for text in captions]
     if any(len(row) > CAPTION_BYTES for row in rows):
         raise ValueError(f"a caption is longer than {CAPTION_BYTES} bytes: {max(captions, key=len)}")

@@ -40,6 +40,7 @@ class Bundles:
     origin: Tensor  # float32 [3, G]
     center: Tensor  # float32 [3, G]      direction in the middle of the bundle
     direction: Tensor  # float32 [3, G, Q]
+    spread: Tensor  # float32 [G]         how far rays stray from the middle, inside the unit cube
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,10 @@ class _Pairs:
         return _Pairs(self.line.index_select(1, rows), self.part.index_select(0, rows), ray)
 
 
-def trace(solids: Solids, bundles: Bundles, spread: float = 0.0) -> Hits:
-    """The first hits of all rays. `spread` is how far rays of a bundle stray from its middle inside the unit
-    cube."""
+def trace(solids: Solids, bundles: Bundles) -> Hits:
+    """The first hits of all rays."""
     width = bundles.direction.shape[2]
-    group, part, near, far = _candidates(solids, bundles, spread + SKIN)
+    group, part, near, far = _candidates(solids, bundles)
     met = far > 0
     pairs = _pair_up(solids, bundles, group, part, met)
     ray = (met.nonzero() * width + torch.arange(width, device=met.device)).flatten()
@@ -101,18 +101,18 @@ def trace(solids: Solids, bundles: Bundles, spread: float = 0.0) -> Hits:
     return _hits(solids, bundles, ray, part[order], t[order])
 
 
-def _candidates(
-    solids: Solids, bundles: Bundles, widen: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # int64 [K] bundle, [K] row of the part; float32 [G] near, far
+def _candidates(solids: Solids, bundles: Bundles) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # int64 [K] bundle, [K] row of the part; float32 [G] near, [G] far
     """The parts whose widened boxes the bundles' middles meet, and the stretch that holds the boxes of all
     parts that have a surface of their own; far is negative where there are none."""
     count = torch.bincount(bundles.owner, minlength=len(solids))
     part, group = ragged((count.cumsum(0) - count)[solids.owner], count[solids.owner])
-    part, group = _meet_balls(solids, bundles, part, group, widen)
+    part, group = _meet_balls(solids, bundles, part, group)
     frame = solids.frame.index_select(1, part)
     origin = _turned(frame, bundles.origin.index_select(1, group)) + frame[9:]
     direction = _turned(frame, bundles.center.index_select(1, group))
     inverse = 1 / torch.where(direction.abs() < 1e-9, 1e-9, direction)
+    widen = bundles.spread.index_select(0, group) + SKIN
     one = (solids.low.index_select(1, part) - widen - origin).mul_(inverse)
     two = (solids.high.index_select(1, part) + widen - origin).mul_(inverse)
     enter = torch.minimum(one, two).amax(dim=0).clamp_min_(0)
@@ -127,20 +127,19 @@ def _candidates(
     return group, part, near, far
 
 
-def _meet_balls(
-    solids: Solids, bundles: Bundles, part: Tensor, group: Tensor, widen: float
-) -> tuple[Tensor, Tensor]:
+def _meet_balls(solids: Solids, bundles: Bundles, part: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs whose bundle's middle meets the widened ball around the part's box: cheaper than boxes."""
     middle = (solids.low + solids.high) / 2 - solids.frame[9:]
     center = sum(solids.frame[3 * i : 3 * i + 3] * middle[i] for i in range(3))  # local to world
-    reach = ((solids.high - solids.low) / 2).square().sum(dim=0).sqrt() + widen
+    reach = ((solids.high - solids.low) / 2).square().sum(dim=0).sqrt()
     origin = bundles.origin.index_select(1, group)
     direction = (bundles.center / bundles.center.square().sum(dim=0).sqrt()).index_select(1, group)
     x, y, z = center.index_select(1, part).sub_(origin)
     u, v, w = direction
     along = (x * u).addcmul_(y, v).addcmul_(z, w)
     apart = (x * x).addcmul_(y, y).addcmul_(z, z).addcmul_(along, along, value=-1)
-    met = (apart <= reach.square().index_select(0, part)).nonzero()[:, 0]
+    widened = reach.index_select(0, part) + bundles.spread.index_select(0, group) + SKIN
+    met = (apart <= widened.square_()).nonzero()[:, 0]
     return part.index_select(0, met), group.index_select(0, met)
 
 

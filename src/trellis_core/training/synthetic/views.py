@@ -20,7 +20,7 @@ from trellis_core.training.synthetic.shapes import Solids
 from trellis_core.training.synthetic.tracing import SKIN, Bundles, Hits, trace
 
 TILE = 4  # rays per side of a tile, at most
-VIEWS_AT_A_TIME = {"cpu": 3, "cuda": 96}
+VIEWS_AT_A_TIME = {"cpu": 3, "cuda": 192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def _stack(views: Sequence[View], device: torch.device) -> _Views:
 def _render(solids: Solids, owner: Tensor, views: _Views, size: int, supersample: int) -> Tensor:
     side = size * supersample
     bundles, pixel = _camera_rays(owner, views, side)
-    hits = trace(solids, bundles, _tile_reach(views, side))
+    hits = trace(solids, bundles)
     seen = pixel[hits.ray]
     shown = seen // side**2
     image = hits.point.new_zeros(len(owner) * side**2, 4)
@@ -187,13 +187,9 @@ def _camera_rays(owner: Tensor, views: _Views, side: int) -> tuple[Bundles, Tens
     right, up, forward = views.axes.permute(1, 2, 0).contiguous()[..., None, None]  # [3, V, 1, 1] each
     direction = (u * right).add_(v * up).add_(forward).view(3, -1, tile**2)
     origin = views.origin.T.index_select(1, view)
-    return Bundles(owner[view], origin, direction.mean(dim=2), direction), pixel.flatten()
-
-
-def _tile_reach(views: _Views, side: int) -> float:
-    """How far the corner of a tile is from its middle at the far side of the cube."""
-    depth = views.origin.norm(dim=1) + 0.87
-    return float((views.window[:, 2] * depth).max()) * 2**0.5 * gcd(side, TILE) / side
+    half_tile = views.window[:, 2] * 2**0.5 * tile / side
+    spread = half_tile * (views.origin.norm(dim=1) + 0.87)  # at the far side of the cube
+    return Bundles(owner[view], origin, direction.mean(dim=2), direction, spread[view]), pixel.flatten()
 
 
 def _in_shadow(solids: Solids, owner: Tensor, hits: Hits, shown: Tensor, views: _Views) -> Tensor:  # bool [N]
@@ -205,7 +201,9 @@ def _in_shadow(solids: Solids, owner: Tensor, hits: Hits, shown: Tensor, views: 
     if len(tested):
         origin = (hits.point + 2 * SKIN * hits.normal).index_select(1, tested)
         direction = towards.index_select(1, tested)
-        blocked = trace(solids, Bundles(owner[shown[tested]], origin, direction, direction[:, :, None]))
+        rays = direction[:, :, None]
+        bundles = Bundles(owner[shown[tested]], origin, direction, rays, torch.zeros_like(origin[0]))
+        blocked = trace(solids, bundles)
         shadow[tested[blocked.ray]] = True
     return shadow
 
