@@ -119,7 +119,7 @@ PicturePaths = Annotated[
     typer.Argument(metavar="PICTURE", help="Pictures of one object from several sides.", show_default=False),
 ]
 Prompt = Annotated[
-    str,
+    list[str],  # quotes are often forgotten
     typer.Argument(
         metavar="PROMPT", help='What to make, as in "a tall red chair with armrests".', show_default=False
     ),

@@ -80,6 +80,12 @@ def test_a_prompt_of_ten_thousand_words_is_cut_with_a_note(run, tiny_model, tmp_
     assert extras_of(tmp_path / said.out.strip())["condition"]["prompt"] == " ".join(["chair"] * 10)
 
 
+def test_quotes_may_be_forgotten(run, tiny_model, tmp_path):
+    said = run("text", "a", "red", "chair", "--model", tiny_model, *FAST, "-q")
+    assert said.code == 0, said.err
+    assert extras_of(tmp_path / "a-red-chair.glb")["condition"]["prompt"] == "a red chair"
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "...", "\n"])
 def test_an_empty_prompt_is_bad_input(run, prompt):
     said = run("text", prompt)

@@ -126,6 +126,8 @@ def test_the_origin_of_an_asset_is_json(bundle):
     facts = provenance(bundle)
     assert facts["seed"] == 1
     assert facts["samplers"]["shape"]["steps"] == 1
+    older = {name: value for name, value in bundle.info.items() if name != "condition"}
+    assert provenance(Bundle(bundle.tensors, older)) == {k: v for k, v in facts.items() if k != "condition"}
 
 
 def test_an_unknown_type_is_refused_before_anything_runs(pipeline, picture):

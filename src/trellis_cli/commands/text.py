@@ -27,7 +27,7 @@ EXAMPLES = """\
 @o.with_run_options
 def text(
     ctx: typer.Context,
-    prompt: o.Prompt,
+    words: o.Prompt,
     run: o.RunOptions,
 ) -> None:
     """Turn a description into a textured 3D asset.
@@ -35,6 +35,7 @@ def text(
     Words that the model does not know are ignored, and it says which; a prompt that is too long is cut.
     """
     console: Console = ctx.obj
+    prompt = " ".join(words)
 
     def check() -> None:
         if not any(character.isalnum() for character in prompt):
