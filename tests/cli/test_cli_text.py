@@ -21,7 +21,7 @@ from trellis_cli.commands.text import LONGEST_NAME, slug
 from trellis_core.errors import ModelError, UsageError
 from trellis_core.memory.budget import MemoryRequest
 
-FAST = ("--steps", 1, "--faces", 2000, "--texture", 64)
+FAST = ("--steps", 1, "--faces", 2000, "--texture", 256)
 
 
 def extras_of(path: Path) -> dict:
