@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,8 +16,6 @@ from trellis_core.training.synthetic.objects import ROLES, make_object
 from trellis_core.training.synthetic.shapes import pack_solids
 from trellis_core.training.synthetic.shards import AT_A_TIME, DatasetSettings, make_shard, make_views
 from trellis_core.training.synthetic.voxels import voxelize_batch
-
-Made = TypeVar("Made")
 
 
 def main() -> None:
@@ -39,20 +37,13 @@ def main() -> None:
     rows = 0
     for first in range(0, args.objects, step):
         seeds = range(first, first + step)
-        solids = timed(
-            "objects",
-            lambda seeds=seeds: pack_solids([make_object(s).parts for s in seeds], ROLES).to(device),
-            spent,
-        )
-        voxels, starts = timed(
-            "voxels", lambda solids=solids: voxelize_batch(solids, settings.resolution), spent
-        )
+        with timed("objects", spent):
+            solids = pack_solids([make_object(s).parts for s in seeds], ROLES).to(device)
+        with timed("voxels", spent):
+            voxels, starts = voxelize_batch(solids, settings.resolution)
+        with timed("views", spent):
+            make_views(solids, voxels, starts, seeds, settings)
         rows += len(voxels)
-        timed(
-            "views",
-            lambda made=(solids, voxels, starts, seeds): make_views(*made, settings),
-            spent,
-        )
     count = -(-args.objects // step) * step
     for stage, seconds in spent.items():
         print(f"{stage:8} {count / seconds:9.1f} objects/s  {1e3 * seconds / count:8.2f} ms")
@@ -61,13 +52,13 @@ def main() -> None:
         print(f"peak {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
 
 
-def timed(stage: str, work: Callable[[], Made], spent: dict[str, float]) -> Made:
+@contextmanager
+def timed(stage: str, spent: dict[str, float]) -> Iterator[None]:
     start = time.perf_counter()
-    made = work()
+    yield
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     spent[stage] += time.perf_counter() - start
-    return made
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ def color_grids(dataset: Dataset, resolution: int, grid: int) -> Tensor:  # uint
     out = torch.zeros(len(dataset), 3, size, dtype=torch.uint8, device=dataset.coords.device)
     for rows, cell in _cells(dataset, resolution, grid):
         first, last = int(cell[0]) // size, int(cell[-1]) // size + 1
-        color = dataset.attrs[rows, :3].float()
+        color = dataset.attrs[rows, :3].int()
         total = color.new_zeros((last - first) * size, 3).index_add_(0, cell - first * size, color)
         count = torch.bincount(cell - first * size, minlength=len(total)).clamp_min(1)[:, None]
-        out[first:last] = (total / count).byte().view(-1, size, 3).transpose(1, 2)
+        out[first:last] = (total // count).byte().view(-1, size, 3).transpose(1, 2)
     return out.view(-1, 3, grid, grid, grid)
 
 

@@ -118,7 +118,10 @@ def _made(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         jobs = [pool.submit(_write_shard, folder, seeds, settings, device) for seeds in shards]
-        yield from (job.result() for job in as_completed(jobs))
+        try:
+            yield from (job.result() for job in as_completed(jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)  # when a shard failed or nobody waits any more
 
 
 def _write_shard(folder: Path, seeds: range, settings: DatasetSettings, device: str) -> Path:
@@ -130,7 +133,7 @@ def _write_shard(folder: Path, seeds: range, settings: DatasetSettings, device: 
     return path
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _make_objects(
     seeds: Sequence[int], settings: DatasetSettings, device: torch.device | str
 ) -> dict[str, Tensor]:

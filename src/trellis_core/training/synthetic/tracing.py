@@ -130,7 +130,7 @@ def _candidates(solids: Solids, bundles: Bundles) -> tuple[Tensor, Tensor, Tenso
 def _meet_balls(solids: Solids, bundles: Bundles, part: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs whose bundle's middle meets the widened ball around the part's box: cheaper than boxes."""
     middle = (solids.low + solids.high) / 2 - solids.frame[9:]
-    center = sum(solids.frame[3 * i : 3 * i + 3] * middle[i] for i in range(3))  # local to world
+    center = (solids.frame[:9].view(3, 3, -1) * middle[:, None]).sum(dim=0)  # local to world
     reach = ((solids.high - solids.low) / 2).square().sum(dim=0).sqrt()
     origin = bundles.origin.index_select(1, group)
     direction = (bundles.center / bundles.center.square().sum(dim=0).sqrt()).index_select(1, group)
