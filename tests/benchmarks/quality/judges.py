@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from trellis_core.training.synthetic.shards import Dataset
 
 CELLS = 32  # the judges' grid; each cell is seen as 2 x 2 x 2 halves by the part judge
 
@@ -42,10 +45,10 @@ class CategoryJudge(nn.Module):
 
     def __init__(self, categories: int) -> None:
         super().__init__()
-        widths = (1, 24, 48, 80, 112)
+        widths = (1, 16, 32, 64, 96)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Conv3d(a, b, 3, 2 if i else 1, 1), nn.GroupNorm(8, b), nn.SiLU())
-            for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.head = nn.Linear(2 * widths[-1], categories)
 
@@ -60,19 +63,22 @@ class CategoryJudge(nn.Module):
 class PartJudge(nn.Module):
     """Points and the grid around them -> role logits [N, K]: a small U-Net, read out between its cells."""
 
-    def __init__(self, categories: int, roles: int, width: int = 32) -> None:
+    def __init__(self, categories: int, roles: int, widths: tuple[int, int, int] = (24, 48, 80)) -> None:
         super().__init__()
-        deep = 2 * width
-        self.enter = _block(32, width)
-        self.down1 = _block(width, deep, stride=2)
-        self.down2 = _block(deep, deep, stride=2)
-        self.category = nn.Embedding(categories, deep)
-        self.whole = nn.Linear(deep, deep)
-        self.middle = _block(deep, deep)
-        self.up1 = _block(2 * deep, width)
-        self.up2 = _block(2 * width, width)
+        fine, half, low = widths
+        self.enter = _block(32, fine, kernel=1)
+        self.down1 = _block(fine, half, stride=2)
+        self.mix1 = _block(half, half)
+        self.down2 = _block(half, low, stride=2)
+        self.whole = nn.Linear(low, low)
+        self.category = nn.Embedding(categories, low)
+        self.middle = _block(low, low)
+        self.up1 = nn.Conv3d(low, half, 1)
+        self.mix2 = _block(half, half)
+        self.up2 = nn.Conv3d(half, fine, 1)
+        self.mix3 = _block(fine, fine)
         self.head = nn.Sequential(
-            nn.Linear(width + 6, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, roles)
+            nn.Linear(fine + half + 6, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, roles)
         )
 
     def forward(
@@ -82,35 +88,31 @@ class PartJudge(nn.Module):
         category: Tensor,  # int64 [B]
     ) -> Tensor:
         fine = self.enter(grid)
-        half = self.down1(fine)
+        half = self.mix1(self.down1(fine))
         low = self.down2(half)
         told = self.whole(low.mean(dim=(2, 3, 4))) + self.category(category)
         low = self.middle(low + told[:, :, None, None, None])
-        half = self.up1(torch.cat([F.interpolate(low, scale_factor=2), half], dim=1))
-        fine = self.up2(torch.cat([F.interpolate(half, scale_factor=2), fine], dim=1))
+        half = self.mix2(half + F.interpolate(self.up1(low), scale_factor=2))
+        fine = self.mix3(fine + F.interpolate(self.up2(half), scale_factor=2))
         place = (cloud.points + 0.5).clamp(0, 1) * CELLS
         within = place - place.floor() - 0.5
-        return self.head(torch.cat([read_between(fine, cloud), 2 * cloud.points, within], dim=1))
+        read = [read_between(fine, cloud), read_between(half, cloud)]
+        return self.head(torch.cat([*read, 2 * cloud.points, within], dim=1))
 
 
-def _block(a: int, b: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv3d(a, b, 3, stride, 1), nn.GroupNorm(8, b), nn.SiLU())
+def _block(a: int, b: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(a, b, kernel, stride, kernel // 2), nn.GroupNorm(8, b), nn.SiLU())
 
 
 def read_between(grid: Tensor, cloud: PointCloud) -> Tensor:  # [B, C, R, R, R] -> float32 [N, C]
     """Trilinear interpolation at the points; beyond the outermost centers the border's value."""
-    resolution = grid.shape[-1]
-    rows = grid.permute(0, 2, 3, 4, 1).reshape(-1, grid.shape[1])
-    place = ((cloud.points + 0.5) * resolution - 0.5).clamp(0, resolution - 1)
-    low = place.floor().long().clamp(max=resolution - 2)
-    share = place - low
-    total = torch.zeros(len(place), grid.shape[1], device=grid.device)
-    for corner in range(8):
-        bits = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=grid.device)
-        weight = torch.where(bits.bool(), share, 1 - share).prod(dim=1, keepdim=True)
-        x, y, z = (low + bits).unbind(1)
-        total += weight * rows[((cloud.sample * resolution + x) * resolution + y) * resolution + z].float()
-    return total
+    lengths = torch.bincount(cloud.sample, minlength=cloud.count).tolist()
+    places = (2 * cloud.points.flip(1)).split(lengths)  # grid_sample takes the last axis first
+    rows = [
+        F.grid_sample(one[None].float(), at[None, None, None], padding_mode="border", align_corners=False)
+        for one, at in zip(grid, places, strict=True)
+    ]
+    return torch.cat([r[0, :, 0, 0].T for r in rows])
 
 
 def occupancy_of(cloud: PointCloud, cells: int = CELLS) -> Tensor:  # float32 [B, 1, R, R, R]
@@ -197,32 +199,41 @@ def load_judges(path: Path, device: torch.device | str = "cpu") -> Judges:
 
 @dataclass(frozen=True, slots=True)
 class LabelledShapes:
-    """Ground truth to learn from: points with roles, objects with categories."""
+    """Ground truth to learn from: voxels with roles, objects with categories."""
 
-    points: Tensor  # float32 [T, 3]
+    coords: Tensor  # uint8 [T, 3]
+    position: Tensor  # uint8 [T, 3]  dual vertex in its voxel, 255 = 1
     roles: Tensor  # uint8 [T]
     starts: Tensor  # int64 [n + 1]
     category: Tensor  # uint8 [n]
+    resolution: int
 
     def __len__(self) -> int:
         return len(self.category)
 
+    @classmethod
+    def of(cls, dataset: Dataset, resolution: int) -> LabelledShapes:
+        return cls(
+            dataset.coords, dataset.position, dataset.roles, dataset.starts, dataset.category, resolution
+        )
+
     def cloud(self, chosen: Tensor, limit: int | None = None) -> tuple[PointCloud, Tensor]:
-        """Points and roles int64 of the chosen objects, at most about `limit` of each object's."""
+        """Points and roles int64 of the chosen objects, at most `limit` of each."""
         first, length = self.starts[chosen], (self.starts[1:] - self.starts[:-1])[chosen]
         taken = length if limit is None else length.clamp(max=limit)
         sample = torch.arange(len(chosen), device=first.device).repeat_interleave(taken)
         rank = torch.arange(len(sample), device=first.device) - (taken.cumsum(0) - taken)[sample]
-        # an even comb through the object's points, so that a limit thins the surface everywhere
-        rows = first[sample] + (rank * length[sample]) // taken[sample]
-        return PointCloud(self.points[rows], sample, len(chosen)), self.roles[rows].long()
+        # an even comb through the object's voxels, so that a limit thins the surface everywhere
+        rows = first[sample] + rank * length[sample] // taken[sample]
+        points = (self.coords[rows] + self.position[rows] / 255) / self.resolution - 0.5
+        return PointCloud(points, sample, len(chosen)), self.roles[rows].long()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeTraining:
     steps: int = 1500
     batch_size: int = 32
-    points: int = 6000  # of each object
+    points: int = 3000  # of each object
     rate: float = 2e-3
 
 
@@ -234,7 +245,7 @@ def train_judges(
     log: Callable[[str], None] = lambda line: None,
 ) -> Judges:
     """Train both judges on `shapes`, on the device they lie on."""
-    device = shapes.points.device
+    device = shapes.coords.device
     judges = Judges.fresh(categories, roles, roles_by_category(shapes, len(categories), len(roles)))
     parameters = [*judges.category.parameters(), *judges.parts.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.01)
@@ -260,7 +271,9 @@ def train_judges(
                 (named.argmax(1) == category).float().mean(),
                 (told.argmax(1) == labels[keep]).float().mean(),
             )
-            log(f"judges {step:5d}  loss {float(loss):.3f}  category {right[0]:.3f}  part {right[1]:.3f}")
+            log(
+                f"judges {step:5d}  loss {float(loss.detach()):.3f}  category {right[0]:.3f}  part {right[1]:.3f}"
+            )
     judges.category.eval()
     judges.parts.eval()
     return judges
@@ -303,7 +316,7 @@ def roles_by_category(shapes: LabelledShapes, categories: int, roles: int) -> Te
     """Which roles occur in which category."""
     lengths = shapes.starts[1:] - shapes.starts[:-1]
     owner = shapes.category.long().repeat_interleave(lengths)
-    seen = torch.zeros(categories * roles, dtype=torch.bool, device=shapes.points.device)
+    seen = torch.zeros(categories * roles, dtype=torch.bool, device=shapes.coords.device)
     seen[owner * roles + shapes.roles.long()] = True
     return seen.view(categories, roles)
 
@@ -312,7 +325,7 @@ def roles_by_category(shapes: LabelledShapes, categories: int, roles: int) -> Te
 def accuracy(judges: Judges, shapes: LabelledShapes, batch: int = 16) -> dict[str, float]:
     """How often the judges are right on ground truth: objects, points, and points averaged by role."""
     named, told, wanted = [], [], []
-    for chosen in torch.arange(len(shapes), device=shapes.points.device).split(batch):
+    for chosen in torch.arange(len(shapes), device=shapes.coords.device).split(batch):
         cloud, labels = shapes.cloud(chosen)
         truth = [judges.categories[i] for i in shapes.category[chosen].tolist()]
         named += [a == b for a, b in zip(judges.categories_of(cloud), truth, strict=True)]

@@ -1,15 +1,63 @@
-"""Pictures that are nothing of the kind: no training object, or no object at all. Drawn here, always the same."""
+"""Pictures that are nothing of the kind: no training object, or none at all. Drawn here, always the same.
+
+What the tool does with them, and whether it says so: the background remover may refuse, the familiarity of
+the picture may be low, the structure may be empty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.benchmarks.quality.generate import Model, Result, generate, picture_tokens
+from tests.benchmarks.quality.judges import Judges
+from tests.benchmarks.quality.table import name_categories
+from trellis2.condition import prepare_picture
+from trellis_core.errors import InputError
+from trellis_core.models.familiarity import FamiliarityFacts, familiarity
+
 SIDE = 256
 
 Rng = np.random.Generator
+
+
+def judge_strange(
+    model: Model, judges: Judges | None, facts: FamiliarityFacts | None
+) -> tuple[list[dict[str, Any]], list[Image.Image], list[Result]]:
+    """What comes of every strange picture; also the pictures as the model saw them, and the results.
+
+    A picture that the background remover refuses goes in whole, as with `--background keep`.
+    """
+    pictures = strange_pictures()
+    seen, said = [], []
+    for picture in pictures.values():
+        try:
+            seen.append(prepare_picture(picture, "auto")[0])
+            said.append("")
+        except InputError as error:
+            seen.append(prepare_picture(picture, "keep")[0])
+            said.append(f"refused: {error.message}")
+    cond = picture_tokens(model, seen)
+    results = generate(model, cond, [0] * len(seen))
+    named = name_categories([r.shape for r in results], judges) if judges else ["not judged"] * len(seen)
+    entries = []
+    for name, tokens, refusal, result, became in zip(pictures, cond, said, results, named, strict=True):
+        known = None if facts is None else familiarity(tokens, facts)
+        unfamiliar = ["unlike what the model knows"] if known is not None and known < 1 else []
+        entries.append(
+            {
+                "picture": name,
+                "familiarity": known,
+                "said": "; ".join(filter(None, [refusal, *unfamiliar])) or "nothing",
+                "became": became,
+                "voxels": 0 if result.shape is None else len(result.shape.mesh.vertices),
+            }
+        )
+    return entries, seen, results
 
 
 def strange_pictures() -> Mapping[str, Image.Image]:
@@ -97,7 +145,7 @@ def scribble(rng: Rng) -> Image.Image:
     picture = Image.new("RGBA", (SIDE, SIDE))
     pen = ImageDraw.Draw(picture)
     points = [tuple(p) for p in rng.integers(15, SIDE - 15, (40, 2)).tolist()]
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in pairwise(points):
         pen.line([a, b], (*rng.integers(0, 256, 3).tolist(), 255), 4)
     return picture
 
@@ -107,7 +155,9 @@ def star(rng: Rng) -> Image.Image:
     picture = Image.new("RGBA", (SIDE, SIDE))
     turns = np.arange(10) * np.pi / 5 - np.pi / 2
     reach = np.where(np.arange(10) % 2, 46, 116)
-    corners = [(SIDE / 2 + r * np.cos(a), SIDE / 2 + r * np.sin(a)) for r, a in zip(reach, turns, strict=True)]
+    corners = [
+        (SIDE / 2 + r * np.cos(a), SIDE / 2 + r * np.sin(a)) for r, a in zip(reach, turns, strict=True)
+    ]
     ImageDraw.Draw(picture).polygon(corners, (220, 60, 120, 255))
     return picture
 
