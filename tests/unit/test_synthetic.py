@@ -387,6 +387,14 @@ def test_shards_on_disk_are_continued_and_read_back(tmp_path):
     assert dataset.roles.max() < len(ROLES)
 
 
+def test_shards_of_other_settings_or_fewer_objects_are_made_again(tmp_path):
+    write_shards(tmp_path, range(0, 1), TINY)
+    write_shards(tmp_path, range(0, 2), TINY)
+    assert len(load_shards(sorted(tmp_path.iterdir()))) == 2
+    write_shards(tmp_path, range(0, 2), replace(TINY, image_size=24))
+    assert load_shards(sorted(tmp_path.iterdir())).pictures.shape == (2, 1, 24, 24, 3)
+
+
 def test_captions_are_those_of_the_object(tmp_path):
     write_shards(tmp_path, range(5, 6), TINY)
     dataset = load_shards(sorted(tmp_path.iterdir()))

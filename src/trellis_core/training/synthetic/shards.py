@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -87,7 +88,8 @@ def write_shards(
     workers: int = 1,
     on_shard: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Make every shard of `seeds` that is not in `folder` yet; a file appears when it is complete.
+    """Make every shard of `seeds` that is not in `folder` yet, or was made with other settings; a file appears
+    when it is complete.
 
     More than one worker means spawned processes that share the device: the calling script must be importable.
     """
@@ -126,11 +128,17 @@ def _made(
 
 def _write_shard(folder: Path, seeds: range, settings: DatasetSettings, device: str) -> Path:
     path = folder / f"{seeds.start:07d}.safetensors"
-    if not path.exists():
+    mark = {"made": f"{seeds.start}:{seeds.stop} {settings}"}
+    if not path.exists() or _metadata(path) != mark:
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(make_shard(seeds, settings, device), partial)
-        partial.rename(path)
+        save_file(make_shard(seeds, settings, device), partial, mark)
+        partial.replace(path)
     return path
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
 
 
 @torch.no_grad()

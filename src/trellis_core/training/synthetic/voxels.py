@@ -66,12 +66,6 @@ class _Blocks:
         return self.key // s**3, torch.stack([self.key // s**2 % s, self.key // s % s, self.key % s], dim=1)
 
 
-def voxelize(solids: Solids, index: int, resolution: int) -> VoxelSample:
-    """The voxels of solid `index` alone, of several."""
-    voxels, starts = voxelize_batch(solids, resolution)
-    return voxels.rows(slice(int(starts[index]), int(starts[index + 1])))
-
-
 def voxelize_batch(
     solids: Solids,
     resolution: int = 128,  # a multiple of 4, at most 256
