@@ -88,8 +88,8 @@ def write_shards(
     workers: int = 1,
     on_shard: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Make every shard of `seeds` that is not in `folder` yet, or was made with other settings; a file appears
-    when it is complete.
+    """Make every shard of `seeds` that is not in `folder` yet, or was made with other settings; a file
+    appears when it is complete.
 
     More than one worker means spawned processes that share the device: the calling script must be importable.
     """
