@@ -31,7 +31,7 @@ from trellis_core.training.objectives import (
 )
 from trellis_core.training.optimizer import OptimizerSettings
 from trellis_core.training.regressor import VoxelRegressor, regression_losses
-from trellis_core.training.synthetic.captions import WORDS
+from trellis_core.training.synthetic.captions import ALIASES, WORDS
 from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
 from trellis_core.training.synthetic.objects import CATEGORIES
 
@@ -51,10 +51,11 @@ def train_encoders(shop: Workshop) -> tuple[nn.Module, Objective]:
         len(CATEGORIES),
         shop.kernels,
     ).to(shop.device)
-    model = nn.ModuleDict({"image_encoder": shop.build("image_encoder"), "regressor": regressor})
-    sharpen_positions(model["image_encoder"])
+    encoders = {"image_encoder": shop.build("image_encoder")}
+    sharpen_positions(encoders["image_encoder"])
     if shop.has_text:
-        model["text_encoder"] = shop.build("text_encoder")
+        encoders["text_encoder"] = shop.build("text_encoder")
+    model = shop.learning(**encoders, regressor=regressor)
     occupancy = occupancy_grids(shop.dataset, shop.recipe["resolution"], head["grid"])
     colors = color_grids(shop.dataset, shop.recipe["resolution"], head["grid"])
 
@@ -100,7 +101,7 @@ def train_structure_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     latents."""
     settings = shop.settings("structure_vae")
     names = ("sparse_structure_encoder", "sparse_structure_decoder")
-    model = nn.ModuleDict({name: shop.build(name) for name in names})
+    model = shop.learning(**{name: shop.build(name) for name in names})
 
     def objective(step: int) -> Mapping[str, Tensor]:
         occupancy = shop.tokens[shop.choose(settings["batch_size"])].float()[:, None]
@@ -125,7 +126,7 @@ def train_shape_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Dual grids: cross-entropy of crossings and subdivisions, L1 of positions, KL; no rendering terms."""
     settings = shop.settings("shape_vae")
     names = ("shape_slat_encoder", "shape_slat_decoder")
-    model = nn.ModuleDict({name: shop.build(name) for name in names})
+    model = shop.learning(**{name: shop.build(name) for name in names})
 
     def objective(step: int) -> Mapping[str, Tensor]:
         voxels = shop.voxel_batch(shop.choose(settings["batch_size"]))
@@ -164,7 +165,7 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Materials on known voxels: L1 in [-1, 1] and KL."""
     settings = shop.settings("texture_vae")
     names = ("tex_slat_encoder", "tex_slat_decoder")
-    model = nn.ModuleDict({name: shop.build(name) for name in names})
+    model = shop.learning(**{name: shop.build(name) for name in names})
     start_precise(model["tex_slat_encoder"])
     start_pooling(model)
 
@@ -204,7 +205,9 @@ def repainted(attrs: SparseTensor, shop: Workshop, planes: int = 3) -> SparseTen
     middle = places.mean(dim=0) + 0.15 * places.max() * shop.noise(count, planes, 3)
     offsets = (normals * middle).sum(dim=-1)
     sides = (attrs.broadcast(normals) @ places[:, :, None]).squeeze(-1) > attrs.broadcast(offsets)
-    region = (sides * 2 ** torch.arange(planes, device=attrs.device)).sum(dim=1) + regions * attrs.coords[:, 0]
+    region = (sides * 2 ** torch.arange(planes, device=attrs.device)).sum(dim=1) + regions * attrs.coords[
+        :, 0
+    ]
     paint = 2 * shop.uniform(count * regions, attrs.feats.shape[1]) - 1
     paint[:, 5] = 1
     chosen = shop.uniform(count * regions, 1) < 0.5
@@ -245,8 +248,8 @@ def start_precise(encoder: nn.Module, logvar: float = -4.0) -> None:
 def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
     """Noise to structure latents, given picture or text tokens."""
     settings = shop.settings("structure_flow")
-    latents = structure_latents(shop)
-    model = nn.ModuleDict({"sparse_structure_flow_model": shop.build("sparse_structure_flow_model")})
+    latents = shop.structure_latents
+    model = shop.learning(sparse_structure_flow_model=shop.build("sparse_structure_flow_model"))
 
     def objective(step: int) -> Mapping[str, Tensor]:
         chosen = shop.choose(settings["batch_size"])
@@ -260,13 +263,6 @@ def train_structure_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
         return {"loss": error.mean(), **by_time(error, t)}
 
     return model, objective
-
-
-@torch.no_grad()
-def structure_latents(shop: Workshop) -> Tensor:  # float16 [n, C, r, r, r]
-    """Posterior means of all token grids."""
-    encoder = shop.finished("structure_vae", "sparse_structure_encoder")
-    return torch.cat([encoder(part.float()[:, None])[0].half() for part in shop.tokens.split(256)])
 
 
 def train_shape_flow(shop: Workshop) -> tuple[nn.Module, Objective]:
@@ -285,7 +281,7 @@ def _train_latent_flow(
     shop: Workshop, stage: str, name: str, latents: Latents, concat: Latents | None
 ) -> tuple[nn.Module, Objective]:
     settings = shop.settings(stage)
-    model = nn.ModuleDict({name: shop.build(name)})
+    model = shop.learning(**{name: shop.build(name)})
 
     def objective(step: int) -> Mapping[str, Tensor]:
         chosen = shop.choose(settings["batch_size"])
@@ -359,11 +355,17 @@ def release(shop: Workshop, folder: Path) -> None:
         samplers=shop.recipe["samplers"],
         shape_normalization=(shape.mean, shape.std),
         texture_normalization=(texture.mean, texture.std),
-        text=ReleasedText(shop.tokenizer, shop.recipe["text"]["max_length"], WORDS, nouns)
+        text=ReleasedText(shop.tokenizer, shop.recipe["text"]["max_length"], WORDS, nouns, ALIASES)
         if shop.has_text
         else None,
     )
     write_release(folder, networks, facts)
+
+
+def encode_data(shop: Workshop) -> None:
+    """Store everything that the flows need of the data, so that they can start without it."""
+    for made in (shop.structure_latents, shop.picture_tokens, shop.latents("shape"), shop.latents("texture")):
+        del made
 
 
 def train_and_store(

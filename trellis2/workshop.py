@@ -7,7 +7,7 @@ channels, n objects, V views, K captions, L words.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +21,20 @@ from torch import Tensor, nn
 from trellis2.models import MODELS
 from trellis_core.errors import ModelError
 from trellis_core.kernels.table import Kernels
+from trellis_core.models import image_encoder, text_encoder
 from trellis_core.models.image_encoder import prepare_images
 from trellis_core.models.tokenizer import Tokenizer, word_vocabulary
+from trellis_core.nn.blocks import TransformerCrossBlock
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.checkpoints import averaged_weights
 from trellis_core.training.objectives import logit_normal_times, posterior_sample
-from trellis_core.training.precision import mixed_precision
+from trellis_core.training.precision import compile_blocks, mixed_precision
 from trellis_core.training.synthetic.captions import WORDS
 from trellis_core.training.synthetic.grids import occupancy_grids
-from trellis_core.training.synthetic.shards import Dataset
+from trellis_core.training.synthetic.shards import Dataset, load_shards
 
 ENCODE_ROWS = 600_000  # voxels that an encoder takes at a time
+COMPILED = (TransformerCrossBlock, image_encoder.Layer, text_encoder.Layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +42,25 @@ class Workshop:
     """Everything a stage may need."""
 
     recipe: Mapping[str, Any]
-    dataset: Dataset
+    shards: Sequence[Path]
     run: Path  # where checkpoints of stages lie
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     generator: torch.Generator = field(default_factory=torch.Generator)  # on the data's device
     host: torch.Generator = field(default_factory=torch.Generator)  # of decisions that the host takes
     kernels: Kernels = field(default_factory=Kernels)
     dtype: torch.dtype | None = None  # of matrix products when finished networks encode data
     keep_caches: bool = True  # store encoded data in the run folder for the next start
+    compiled: bool = False  # let torch compile the blocks of what is trained
 
-    @property
-    def device(self) -> torch.device:
-        return self.dataset.coords.device
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Everything, on the device."""
+        return load_shards(self.shards, self.device)
+
+    @cached_property
+    def index(self) -> Dataset:
+        """The dataset without voxels and pictures: what is left to know when those are encoded."""
+        return load_shards(self.shards, self.device, only=("category", "captions"))
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         return self.recipe["stages"][stage]  # type: ignore[no-any-return]
@@ -72,21 +83,32 @@ class Workshop:
         network.initialize()  # type: ignore[operator]
         return network.to(self.device)
 
-    def finished(self, stage: str, name: str) -> nn.Module:
-        """A network of an earlier stage, frozen, with its averaged weights."""
+    def checkpoint(self, stage: str) -> Path:
+        """The file of a stage that has been trained. Raises `ModelError` when there is none."""
         path = self.run / f"{stage}.safetensors"
         if not path.exists():
-            raise ModelError(f"`{name}` is not trained yet", hint=f"run the stage `{stage}` first")
+            raise ModelError(f"the stage `{stage}` is not trained yet", hint=f"train `{stage}` first")
+        return path
+
+    def finished(self, stage: str, name: str) -> nn.Module:
+        """A network of an earlier stage, frozen, with its averaged weights."""
         network = self.build(name)
-        network.load_state_dict(averaged_weights(path, f"{name}."))
+        network.load_state_dict(averaged_weights(self.checkpoint(stage), f"{name}."))
         return network.eval().requires_grad_(False)
+
+    def learning(self, **networks: nn.Module) -> nn.ModuleDict:
+        """The networks that a stage trains, as one module."""
+        model = nn.ModuleDict(networks)
+        if self.compiled:
+            compile_blocks(model, COMPILED)
+        return model
 
     def fingerprint(self, stage: str) -> str:
         """Of the averaged weights of a finished stage and the data: caches made from them carry it."""
         digest = hashlib.sha256()
-        for name, value in sorted(averaged_weights(self.run / f"{stage}.safetensors").items()):
+        for name, value in sorted(averaged_weights(self.checkpoint(stage)).items()):
             digest.update(name.encode() + value.contiguous().numpy().tobytes())
-        digest.update(self.dataset.seeds.cpu().numpy().tobytes())
+        digest.update(self.index.seeds.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def cached(self, name: str, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -107,7 +129,7 @@ class Workshop:
 
     def choose(self, count: int) -> Tensor:  # int64 [B]
         """Random objects of the dataset."""
-        return self.integers(len(self.dataset), count)
+        return self.integers(len(self.index), count)
 
     def integers(self, end: int, count: int) -> Tensor:  # int64 [count], below `end`
         return torch.randint(end, (count,), generator=self.generator, device=self.device)
@@ -151,7 +173,9 @@ class Workshop:
 
     @torch.no_grad()
     def _encode(self, kind: Literal["shape", "texture"]) -> dict[str, Tensor]:
-        encoder = self.finished(f"{kind}_vae", "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder")
+        encoder = self.finished(
+            f"{kind}_vae", "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder"
+        )
         parts = []
         for chosen in spans(self.dataset.starts, ENCODE_ROWS):
             voxels = self.voxel_batch(chosen)
@@ -168,6 +192,17 @@ class Workshop:
     @cached_property
     def tokens(self) -> Tensor:  # bool [n, R, R, R]  token grid
         return occupancy_grids(self.dataset, self.recipe["resolution"], self.recipe["token_resolution"])
+
+    @cached_property
+    def structure_latents(self) -> Tensor:  # float16 [n, C, r, r, r]
+        """Posterior means of all token grids."""
+        return self.cached("structure_latents", "structure_vae", self._encode_structures)["latents"]
+
+    @torch.no_grad()
+    def _encode_structures(self) -> dict[str, Tensor]:
+        encoder = self.finished("structure_vae", "sparse_structure_encoder")
+        parts = [encoder(part.float()[:, None])[0].half() for part in self.tokens.split(256)]
+        return {"latents": torch.cat(parts)}
 
     # ---- conditions
 
@@ -189,7 +224,7 @@ class Workshop:
 
     @cached_property
     def captions(self) -> Tensor:  # int64 [n, K, L]
-        d, length = self.dataset, self.recipe["text"]["max_length"]
+        d, length = self.index, self.recipe["text"]["max_length"]
         texts = [c for i in range(len(d)) for c in d.caption_strings(i)]
         ids = torch.tensor([self.tokenizer.encode(text, length).ids for text in texts])
         return ids.view(len(d), -1, length).to(self.device)

@@ -50,7 +50,7 @@ from trellis_core.training.optimizer import (
     orthogonalized,
 )
 from trellis_core.training.precision import Float32Attention, mixed_precision
-from trellis_core.training.synthetic.shards import DatasetSettings, load_shards, write_shards
+from trellis_core.training.synthetic.shards import DatasetSettings, write_shards
 from trellis_core.weights.load import load_model
 
 FLOW = {
@@ -177,9 +177,9 @@ def run_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shop(run_folder) -> Workshop:
-    dataset = load_shards(sorted((run_folder / "data").glob("*.safetensors")))
+    shards = sorted((run_folder / "data").glob("*.safetensors"))
     numbers = (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
-    return Workshop(RECIPE, dataset, run_folder / "run", *numbers, Float32Attention())
+    return Workshop(RECIPE, shards, run_folder / "run", torch.device("cpu"), *numbers, Float32Attention())
 
 
 @pytest.fixture(scope="module")

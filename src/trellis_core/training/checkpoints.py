@@ -48,19 +48,24 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average: Average) -> Progress:
-    """Restore what `save_checkpoint` wrote, strictly; where to continue from."""
+    """Restore what `save_checkpoint` wrote, strictly; where to continue from.
+
+    From a file of weights alone (`save_weights`) a new run starts at these weights.
+    """
     tensors, counts = read_checkpoint(path)
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-    weights = under("model.")
+    weights = under("model.") or under("average.")
     mine = model.state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in mine.items()}:
         raise ModelError(f"`{path}` belongs to another model", hint="choose an empty run folder")
     model.load_state_dict(weights)
     for name, value in under("average.").items():
         average.weights[name].copy_(value)
+    if not counts:
+        return Progress()
     average.updates = int(counts["updates"])
     momentum = under("momentum.")
     state = optimizer.state_dict()
@@ -75,6 +80,13 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, average:
         }
     )
     return Progress(int(counts["step"]), float(counts["elapsed"]), under("generator."))
+
+
+def save_weights(path: Path, checkpoint: Path) -> None:
+    """Write the averaged weights of a checkpoint alone, in float16."""
+    weights = {f"average.{k}": v.half() for k, v in averaged_weights(checkpoint).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, {"counts": "{}"})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:

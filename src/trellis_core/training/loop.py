@@ -135,7 +135,7 @@ def _gradients(objective: Objective, step: int, settings: LoopSettings) -> dict[
         with mixed_precision(settings.device, settings.dtype):
             losses = objective(step)
         (losses["loss"] / count).backward()  # type: ignore[no-untyped-call]
-        for name, value in losses.items():
-            value = torch.as_tensor(value).detach() / count
+        for name, loss in losses.items():
+            value = torch.as_tensor(loss).detach() / count
             means[name] = means[name] + value if name in means else value
     return means

@@ -17,8 +17,8 @@ from trellis_core.training.objectives import dice_loss
 
 
 class VoxelRegressor(nn.Module):
-    """Picture or text tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G], category
-    logits."""
+    """Picture or text tokens float32 [B, M, C] -> occupancy logits [B, 1, G, G, G], colors [B, 3, G, G, G],
+    category logits."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trellis_core.training.synthetic.captions import make_captions
@@ -29,7 +29,7 @@ from trellis_core.training.synthetic.views import on_black, render_views, sample
 from trellis_core.training.synthetic.voxels import VoxelSample, surface_points, voxelize_batch
 
 CAPTION_BYTES = 160
-AT_A_TIME = {"cpu": 4, "cuda": 64}  # objects
+AT_A_TIME = {"cpu": 4, "cuda": 100}  # objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +102,23 @@ def write_shards(
         on_shard(path)
 
 
-def load_shards(paths: Sequence[Path], device: torch.device | str = "cpu") -> Dataset:
-    """Join shards into one dataset, in the order given."""
-    shards = [load_file(path, device=str(device)) for path in paths]
-    joined = {key: torch.cat([shard.pop(key) for shard in shards]) for key in list(shards[0])}
-    lengths = joined.pop("lengths")
-    return Dataset(starts=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), **joined)
+def load_shards(
+    paths: Sequence[Path], device: torch.device | str = "cpu", only: Collection[str] | None = None
+) -> Dataset:
+    """Join shards into one dataset, in the order given. With `only`, all other tensors but `starts` and
+    `seeds` stay empty."""
+    keep = {f.name for f in fields(Dataset)} if only is None else {"seeds", *only}
+    joined: dict[str, list[Tensor]] = {f.name: [] for f in fields(Dataset)}
+    for path in paths:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name, parts in joined.items():
+                if name == "starts":
+                    parts.append(file.get_tensor("lengths"))
+                elif name in keep:
+                    parts.append(file.get_tensor(name))
+    whole = {n: torch.cat(p) if p else torch.empty(0, device=device) for n, p in joined.items()}
+    lengths = whole.pop("starts")
+    return Dataset(starts=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), **whole)
 
 
 def _made(
