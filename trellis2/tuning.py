@@ -2,7 +2,8 @@
 
     recipe + data folder (+ model folder) -> Tuning -> trellis_core.training.released.run -> finish
 
-Losses are those of `objectives.py`, without rendering terms. Pictures condition the flows.
+Losses are those of `objectives.py`; LPIPS is off, because it needs weights that are not ours to ship.
+Pictures condition the flows.
 Letters: B batch, T packed tokens or voxels, N tokens of a sample, C channels.
 """
 
@@ -20,13 +21,21 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from trellis2.dual_grid import extract_mesh
 from trellis2.ingest import find_encoders
 from trellis2.loading import IMAGE_ENCODER, find_checkpoints, network_config
 from trellis2.models import MODELS
-from trellis2.objectives import flow_losses, shape_vae_losses, texture_vae_losses
+from trellis2.objectives import (
+    flow_losses,
+    materials_against,
+    shape_vae_losses,
+    surfaces_against,
+    texture_vae_losses,
+)
 from trellis2.settings import Normalization, PipelineSettings, read_settings
 from trellis2.weights import IMAGE_ENCODER as PUBLISHED_ENCODER
 from trellis_core.errors import InputError, ModelError, UsageError
+from trellis_core.geometry.types import Mesh
 from trellis_core.io.files import write_file
 from trellis_core.kernels.table import Kernels
 from trellis_core.models.image_encoder import prepare_images
@@ -67,6 +76,7 @@ DATA_KINDS: Mapping[Stage, str] = {
     "shape_flow": "shape_latents",
     "texture_flow": "texture_latents",
 }
+DRAWN: Mapping[Stage, str] = {"shape_vae": "mask", "texture_vae": "render"}  # losses that ask for pictures
 STATISTICS_OF = 50_000  # assets at most, for means and deviations of latents
 TRIES = 20  # items in a row that cannot be read before training gives up
 
@@ -395,13 +405,39 @@ def vae_objective(tuning: Tuning, device: torch.device, indices: Sequence[int]) 
         count = len(torch.unique(x.coords // torch.tensor([1, *[encoder.factor] * 3], device=device), dim=0))
         return torch.randn(count, latent_channels(encoder), generator=noise_of, device=device)
 
+    drawn = DRAWN[tuning.recipe.stage] in tuning.recipe.losses
+    choice, resolution = tuning.generators["choice"], tuning.recipe.data.resolution
     if tuning.recipe.stage == "texture_vae":
-        coords, feats = zip(*read_all(tuning, indices, read_materials), strict=True)
-        attrs = packed(coords, feats).to(device)
-        return texture_vae_losses(encoder, decoder, attrs, noise(attrs))
+        read = read_worn if drawn else read_materials
+        parts = read_all(tuning, indices, read)
+        attrs = packed([p[0] for p in parts], [p[1] for p in parts]).to(device)
+        if not drawn:
+            return texture_vae_losses(encoder, decoder, attrs, noise(attrs))
+        truth = [true_surface(p[0], p[2], p[3], resolution).to(device) for p in parts]
+        render = materials_against(truth, attrs, resolution, choice)
+        return texture_vae_losses(encoder, decoder, attrs, noise(attrs), render=render)
     coords, position, flags = zip(*read_all(tuning, indices, read_dual_grid), strict=True)
     voxels = packed(coords, position).to(device)
-    return shape_vae_losses(encoder, decoder, voxels, torch.cat(flags).to(device), noise(voxels))
+    surfaces = None
+    if drawn:
+        grids = zip(coords, position, flags, strict=True)
+        surfaces = surfaces_against([true_surface(*grid, resolution).to(device) for grid in grids], choice)
+        decoder.resolution = resolution  # type: ignore[assignment]  # of the meshes that it is compared with
+    flags_here = torch.cat(flags).to(device)
+    return shape_vae_losses(encoder, decoder, voxels, flags_here, noise(voxels), render=surfaces)
+
+
+def read_worn(entry: Entry) -> tuple[Tensor, ...]:
+    """Materials and the surface that wears them: coordinates, attributes, dual vertices, crossings."""
+    coords, attrs = read_materials(entry)
+    other, vertices, crossings = read_dual_grid(entry)
+    if not torch.equal(coords, other):
+        raise InputError("materials and surface lie on other voxels", hint="ingest the mesh again")
+    return coords, attrs, vertices, crossings
+
+
+def true_surface(coords: Tensor, vertices: Tensor, crossings: Tensor, resolution: int) -> Mesh:
+    return extract_mesh(coords, vertices, crossings, None, resolution)
 
 
 def latent_channels(encoder: nn.Module) -> int:

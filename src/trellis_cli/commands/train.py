@@ -158,6 +158,8 @@ def train(
         console.say("recipe", f"{chosen.name}; {length:,} steps of {chosen.batch.per_gpu} samples")
         console.say("data", f"{len(tuning.catalog.entries):,} items of `{source}`")
         console.say("device", str(place))
+        if "lpips" in chosen.losses:
+            console.note("LPIPS is off: its weights are not part of this program")
         trainee = Trainee(tuning.learner, chosen, tuning.order, inflated=tuning.inflated)
         with patient(console) as stop:
             run_recipe(
