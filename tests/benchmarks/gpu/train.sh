@@ -12,10 +12,13 @@ say() { echo "$((SECONDS - began)) s: $*" >>"$log/progress.txt"; }
 train() { # stages seconds objects options...
   python3 -m trellis2.train_embedded "$1" --data "$data" --run "$run" --seconds "$2" --objects "$3" \
     --device cuda --bfloat16 --log-every 100 "${@:4}" >>"$log/$1.txt" 2>&1
-  say "$1 ended with $?"
+  local code=$?
+  say "$1 ended with $code"
+  return $code
 }
+compiled() { train "$@" --compile || train "$@"; }
 have() { ls "$data" 2>/dev/null | grep -c 'safetensors$'; }
-python3 -m trellis2.train_embedded data --data "$data" --objects "$objects" --workers 12 --device cuda >"$log/data.txt" 2>&1 &
+python3 -m trellis2.train_embedded data --data "$data" --objects "$objects" --workers 10 --device cuda >"$log/data.txt" 2>&1 &
 making=$!
 if [ -z "$start" ]; then
   until [ "$(have)" -ge 14 ] || ! kill -0 $making 2>/dev/null; do sleep 1; done
@@ -27,13 +30,13 @@ fi
 wait $making
 say "data: $(have) shards"
 if [ -z "$start" ]; then
-  train encoders 300 "$objects" --compile & encoders=$!
+  compiled encoders 300 "$objects" & encoders=$!
   wait $encoders $shape $texture
 fi
 train encode 1 "$objects"
-train structure_flow "$flow_seconds" "$objects" --compile & one=$!
-train shape_flow "$flow_seconds" "$objects" --compile & two=$!
-train texture_flow "$flow_seconds" "$objects" --compile & three=$!
+compiled structure_flow "$flow_seconds" "$objects" & one=$!
+compiled shape_flow "$flow_seconds" "$objects" & two=$!
+compiled texture_flow "$flow_seconds" "$objects" & three=$!
 wait $one $two $three
 python3 -m trellis2.train_embedded release --data "$data" --run "$run" --objects "$objects" --device cuda --output "$work/model" >>"$log/release.txt" 2>&1
 say "released: $?"
