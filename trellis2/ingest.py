@@ -31,7 +31,6 @@ import numpy as np
 import torch
 
 from trellis2.condition_views import TRANSFORMS, ViewSettings, write_views
-from trellis2.crew import Lost, run_tasks
 from trellis2.dual_grid import mesh_to_dual_grid
 from trellis2.loading import load_network, network_config
 from trellis2.materials import IngestedMesh, read_ingested
@@ -45,6 +44,7 @@ from trellis_core.kernels.table import resolve_kernels
 from trellis_core.memory.devices import describe_device
 from trellis_core.runtime import Runtime
 from trellis_core.sparse.tensor import SparseTensor
+from trellis_core.training.crew import Lost, run_tasks
 from trellis_core.weights import hub
 
 # where a model may keep the encoders that its pipelines do not name, in the order in which they are tried

@@ -177,13 +177,26 @@ def mtl_material(material: Any) -> SurfaceMaterial:
     color = pixels(getattr(material, "image", None), "RGB")
     diffuse = channels(getattr(material, "diffuse", None), default=(204, 204, 204, 255))
     roughness = material.to_pbr().roughnessFactor
+    alpha = dissolve(getattr(material, "kwargs", None) or {})
     return SurfaceMaterial(
         base_color_factor=(1.0, 1.0, 1.0) if color is not None else triple(diffuse[:3]),
         roughness_factor=0.5 if roughness is None else float(roughness),
-        alpha_factor=float(diffuse[3]),
-        alpha_mode="BLEND" if diffuse[3] < 1 else "OPAQUE",
+        alpha_factor=alpha,
+        alpha_mode="BLEND" if alpha < 1 else "OPAQUE",
         base_color_texture=color,
     )
+
+
+def dissolve(entries: Mapping[str, Any]) -> float:
+    """Opacity of an MTL material: `d`, or 1 - `Tr`; 1 where neither is a number."""
+    for name, invert in (("d", False), ("tr", True)):
+        value = np.ravel(entries.get(name, []))
+        try:
+            number = float(value[0])
+        except (IndexError, ValueError):
+            continue
+        return min(max(1 - number if invert else number, 0.0), 1.0)
+    return 1.0
 
 
 def face_colors(colors: np.ndarray, linear: bool) -> tuple[Tensor, SurfaceMaterial]:

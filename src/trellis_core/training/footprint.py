@@ -14,7 +14,7 @@ Activations are what the backward pass keeps, at the limit of voxels or tokens t
                                      of a block that is computed again: 4 C
     cross-attention, per sample      2 s C M per block, for M context tokens
     sparse level, per voxel          (11 s + 4) C per block, and 120 bytes for coordinates and neighbours once
-    dense level, per cell            (6 s + 8) C per residual block
+    dense level, per cell            6 s C per residual block, and 8 C for float32 norms beside 16 bits
 
 Letters: C channels, H hidden channels, M context tokens, N tokens or voxels, r rank of an adapter.
 """
@@ -153,7 +153,7 @@ def dense_activations(a: Config, recipe: Recipe, size: int) -> Activations:
     kept = recomputed = largest = 0.0
     for level, channels in enumerate(sorted(a["channels"])):
         blocks = a["num_res_blocks"] + (a["num_res_blocks_middle"] if level == len(a["channels"]) - 1 else 0)
-        block = cells * (6 * size + 8) * channels
+        block = cells * (6 * size + (0 if size == 4 else 8)) * channels
         kept += (blocks + 1) * block
         recomputed += (blocks + 1) * cells * size * channels
         largest = max(largest, block)

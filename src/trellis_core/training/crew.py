@@ -20,6 +20,7 @@ from trellis_core.errors import TrellisError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+READY = "ready"  # what a process says when it is prepared
 Start = Callable[[], Callable[[Task], Result]]  # prepares a process, once; must be picklable
 
 
@@ -34,6 +35,7 @@ class Lost:
 class Worker(Generic[Task]):
     process: BaseProcess
     pipe: Connection
+    ready: bool = False  # prepared: it takes tasks
     task: Task | None = None
     since: float = 0.0
 
@@ -59,14 +61,17 @@ def run_tasks(
     try:
         while crew:
             for worker in list(crew):
-                if worker.task is None and waiting:
+                if worker.ready and worker.task is None and waiting:
                     give(worker, waiting.popleft())
-                elif worker.task is None:
+                elif worker.task is None and not waiting:
                     dismiss(worker)
                     crew.remove(worker)
             for worker in look_after(crew, seconds):
-                task, worker.task = cast(Task, worker.task), None
                 result = answer_of(worker, seconds)
+                if not worker.ready:
+                    require_ready(worker, result)
+                    continue
+                task, worker.task = cast(Task, worker.task), None
                 if isinstance(result, Lost):
                     crew.remove(worker)
                     if waiting:
@@ -96,6 +101,8 @@ def give(worker: Worker[Task], task: Task) -> None:
 
 def dismiss(worker: Worker[Task]) -> None:
     worker.pipe.close()  # its end of the pipe ends its loop
+    if not worker.ready:
+        worker.process.terminate()
     worker.process.join()
 
 
@@ -103,7 +110,13 @@ def look_after(crew: Sequence[Worker[Task]], seconds: float) -> list[Worker[Task
     """The workers that have an answer, are dead, or are late."""
     ready = set(wait([worker.pipe for worker in crew], timeout=0.5))
     now = time.monotonic()
-    return [w for w in crew if w.task is not None and (w.pipe in ready or now - w.since > seconds)]
+    return [w for w in crew if w.pipe in ready or (w.task is not None and now - w.since > seconds)]
+
+
+def require_ready(worker: Worker[Task], answer: Any) -> None:
+    if isinstance(answer, Lost):
+        raise TrellisError(f"a worker process could not start: {answer.reason}", hint="try `--workers 1`")
+    worker.ready = True
 
 
 def answer_of(worker: Worker[Task], seconds: float) -> Any:
@@ -133,16 +146,20 @@ def serve(pipe: Connection, start: Start[Task, Result]) -> None:
     """The loop of a worker process. Interrupting is the business of the process that hired it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     work: Callable[[Task], Result] | None = None
+    answer: Any
     while True:
         try:
-            task = pipe.recv()
+            if work is None:
+                work, answer = start(), READY
+            else:
+                answer = work(pipe.recv())
         except EOFError:
             return
-        try:
-            work = work or start()
-            answer: Result | Exception = work(task)
         except TrellisError as error:
             answer = type(error)(error.message, error.hint)
         except Exception as error:
             answer = RuntimeError(f"{type(error).__name__}: {error}")
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody waits for it any more
+            return
