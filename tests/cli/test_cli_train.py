@@ -1,0 +1,160 @@
+"""`trellis train`: what it says before it starts, its data, a fine-tuned adapter from meshes to a model.
+
+Properties: every recipe can be dry-run without weights; what is missing or wrong is one error with a hint; a
+run can be interrupted and continued; a merged adapter is a model.
+Not tested: the quality of what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trimesh
+from PIL import Image
+
+from tests.cli.conftest import Run
+from trellis_cli.app import main
+from trellis_cli.dry_run import recipe_folders
+from trellis_core.training.recipes import find_recipes
+
+RECIPES = sorted(find_recipes(recipe_folders()))
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("meshes")
+    trimesh.creation.torus(1.0, 0.3).export(folder / "ring.ply")
+    trimesh.creation.box().export(folder / "box.stl")
+    (folder / "broken.obj").write_text("v 0 0 0\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(meshes, tiny_model, tmp_path_factory) -> Path:
+    """The meshes as training data, made by the command."""
+    out = tmp_path_factory.mktemp("data") / "mine"
+    arguments = ["train", "data", "ingest", meshes, "--out", out, "--model", tiny_model, "--quiet"]
+    assert main([str(a) for a in [*arguments, "--views", 2, "--view-size", 48, "--workers", 1]]) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_dry_run(run, name):
+    said = run("train", "--recipe", name, "--dry-run", "--json")
+    assert said.code == 0, said.err
+    facts = said.json
+    assert facts["recipe"] == name and facts["steps"] == 1_000_000
+    assert facts["parameters"]["trained"] == facts["parameters"]["networks"] > 1e7
+    assert facts["memory"]["optimizer"] == 8 * facts["parameters"]["trained"]
+
+
+def test_a_dry_run_says_steps_batch_memory_and_layout(run, tmp_path):
+    said = run("train", "--recipe", "trellis2-shape-512", "--dry-run", "--data", tmp_path).out
+    for words in (
+        "1,000,000; log every 500",
+        "1,292,253,728 parameters",
+        "8 per GPU; micro-batches: 2 of 4",
+        "estimated, per GPU: 27.6 GiB",
+        "shape_latent folder",
+        "data_512.json` is missing",
+    ):
+        assert words in said
+    adapter = run("train", "--recipe", "trellis2-shape-512", "--lora-rank", 16, "--dry-run", "--json").json
+    assert adapter["parameters"]["trained"] == 18_677_760
+
+
+def test_the_embedded_recipe_is_dry_run_stage_by_stage(run):
+    said = run("train", "--recipe", "embedded", "--dry-run")
+    assert said.code == 0 and "structure_flow" in said.out and "trellis train data" in said.out
+    stages = run("train", "--recipe", "embedded", "--dry-run", "--json").json["stages"]
+    assert all(stage["parameters"] > 1e5 for stage in stages.values())
+
+
+def test_recipes_are_listed(run):
+    said = run("train", "recipes")
+    assert all(name in said.out for name in [*RECIPES, "embedded"])
+
+
+def test_ingesting_reports_what_was_rejected_and_why(run, data, meshes, tiny_model):
+    report = json.loads((data / "report.json").read_text())
+    assert (report["meshes"], report["complete"]) == (3, 2)
+    assert report["rejected"][0]["file"] == "broken.obj"
+    again = run("train", "data", "ingest", meshes, "--out", data, "--model", tiny_model, "--views", 2,
+                "--view-size", 48, "--workers", 1)  # fmt: skip
+    assert "2 complete (0 new, 2 there before), 1 rejected" in again.out
+    assert "broken.obj  it has no triangles" in again.out
+
+
+def test_an_adapter_is_trained_continued_and_merged(run, data, tiny_model, tmp_path):
+    common = ["train", "--from", tiny_model, "--stage", "shape_flow", "--lora-rank", 2, "--data", data,
+              "--run", "mine", "--seed", 1]  # fmt: skip
+    first = run(*common, "--steps", 2, "--json")
+    assert first.code == 0, first.err
+    assert first.json["finished"] and first.json["step"] == 2
+    assert len((tmp_path / "mine" / "log.jsonl").read_text().splitlines()) == 2
+    run(*common, "--steps", 3).assert_one_error(2)
+    more = run(*common, "--steps", 3, "--resume", "--json")
+    assert more.json["step"] == 3
+    adapter = more.json["outputs"][0]
+    merged = run("train", "merge", adapter, "--from", tiny_model, "--out", "model")
+    assert merged.code == 0, merged.err
+    assert run("models", "verify", tmp_path / "model").code == 0
+    changed = [
+        path.name
+        for path in sorted((tiny_model / "ckpts").glob("*.safetensors"))
+        if path.read_bytes() != (tmp_path / "model" / "ckpts" / path.name).read_bytes()
+    ]
+    assert changed == ["shape_slat_flow_model_512.safetensors"]
+    run("train", "merge", adapter, "--from", tiny_model, "--out", "model").assert_one_error(2)
+    run("train", "merge", adapter, "--from", "model", "--out", "other").assert_one_error(4)
+
+
+def test_every_step_can_be_heard_by_a_script(run, data, tiny_model):
+    said = run("train", "--from", tiny_model, "--stage", "shape_flow", "--data", data, "--run", "mine",
+               "--steps", 1, "--json-events")  # fmt: skip
+    losses = [event for event in said.events if event["event"] == "losses"]
+    assert losses[0]["step"] == 1 and losses[0]["loss"] > 0
+    assert said.events[-1]["outputs"] == ["mine/ckpts/shape_slat_flow_model_512.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["--recipe", "trellis2-shapes"], 2),
+        (["--recipe", "missing.json"], 2),
+        (["--recipe", "trellis2-shape-512"], 2),
+        (["--recipe", "trellis2-shape-512", "--run", "a"], 2),
+        (["--recipe", "trellis2-shape-512", "--run", "a", "--data", "nowhere"], 3),
+        (["--recipe", "trellis-structure-vae", "--run", "a", "--data", "."], 2),
+        (["--recipe", "embedded", "--run", "a", "--data", "."], 3),
+        (["--recipe", "embedded", "--stage", "shapes"], 2),
+        (["--recipe", "embedded", "--lora-rank", "4"], 2),
+        (["--from", "embedded"], 2),
+        (["--from", "embedded", "--stage", "encoders"], 2),
+        (["--from", "nobody/nothing", "--stage", "shape_flow"], 4),
+        (["--from", "embedded", "--stage", "shape_vae", "--lora-rank", "4", "--run", "a", "--data", "."], 2),
+        (["data"], 2),
+        (["data", "--recipe", "trellis2-shape-512", "--preview"], 2),
+        (["data", "--out", "shards"], 2),
+        (["data", "ingest", "nowhere", "--out", "data"], 3),
+        (["data", "ingest", ".", "--out", "data"], 3),
+        (["data", "ingest", ".", "--out", "data", "--model", "nobody/nothing"], 4),
+        (["merge", "nothing.safetensors", "--from", "embedded", "--out", "model"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_one_error_with_a_hint(run, arguments, code):
+    said: Run = run("train", *arguments, "--quiet") if arguments else run("train")
+    said.assert_one_error(code)
+
+
+def test_the_preview_shows_pictures_and_captions(run, tmp_path):
+    said = run("train", "data", "--preview", "--objects", 2, "-o", "sheet.png", "--json")
+    assert said.code == 0, said.err
+    assert len(said.json["captions"]) == 2 and all(said.json["captions"])
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert min(sheet.size) > 160
+    run("train", "data", "--preview", "--objects", 2, "-o", "sheet.png").assert_one_error(7)
