@@ -72,7 +72,6 @@ from trellis_core.training.synthetic.shards import (
     write_shards,
 )
 
-LOOKED_UP = 5000  # training pictures
 UNSEEN = HELD_OUT + 50_000  # seeds that calibrate nothing
 TIMED = 5  # single runs
 
@@ -86,6 +85,7 @@ class Bench:
     surfacer: Surfacer
     data: Path | None
     n: int
+    lookups: int  # training pictures
     log: Callable[[str], None]
 
     def truths(self, objects: Sequence[SyntheticObject]) -> list[Truth]:
@@ -130,7 +130,7 @@ def lookup_rows(bench: Bench, truths: Sequence[Truth]) -> dict[str, Any]:
     if bench.data is None:
         bench.log("no --data: the rows of training objects are left out")
         return {}
-    training = TrainingPictures.of(*first_views(bench.data, bench.model.runtime.device))
+    training = TrainingPictures.of(*first_views(bench))
     names = list(CATEGORIES)
     chosen = {
         "retrieval": nearest_by_pixels([t.picture for t in truths], training),
@@ -244,7 +244,7 @@ def familiarity_facts(bench: Bench) -> FamiliarityFacts | None:
     if bench.data is None:
         bench.log("no --data: familiarity is not measured")
         return None
-    _, _, pictures = first_views(bench.data, bench.model.runtime.device)
+    _, _, pictures = first_views(bench)
     seen = [Image.fromarray(p) for p in pictures[:, 0].cpu().numpy()]
     known = mean_token(picture_tokens(bench.model, seen))
     cond = picture_tokens(bench.model, [t.picture for t in bench.held_out()])
@@ -278,23 +278,24 @@ PARTS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def first_views(folder: Path, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def first_views(bench: Bench) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Seeds, categories and pictures uint8 [n, 1, S, S, 3] of the first training objects."""
-    make_training_shards(folder, LOOKED_UP, device)
+    device, folder = bench.model.runtime.device, bench.data or Path()
+    make_training_shards(folder, bench.lookups, device)
     parts = []
-    for path in shards_below(folder, LOOKED_UP):
+    for path in shards_below(folder, bench.lookups):
         with safe_open(path, "pt", device=str(device)) as file:
-            parts.append(
-                (file.get_tensor("seeds"), file.get_tensor("category"), file.get_slice("pictures")[:, :1])
-            )
-    seeds, category, pictures = (torch.cat(tensors)[:LOOKED_UP] for tensors in zip(*parts, strict=True))
+            first = file.get_slice("pictures")[:, :1]
+            parts.append((file.get_tensor("seeds"), file.get_tensor("category"), first))
+    seeds, category, pictures = (torch.cat(tensors)[: bench.lookups] for tensors in zip(*parts, strict=True))
     return seeds, category, pictures
 
 
 def make_training_shards(folder: Path, count: int, device: torch.device) -> None:
-    """Make the shards of seeds 0 to `count` unless the folder holds shards that cover them."""
-    if covered(folder) < count:
-        write_shards(folder, range(count), DatasetSettings(views=1, captions=1), str(device))
+    """Make shards until the folder holds the seeds 0 to `count`."""
+    done = covered(folder)
+    if done < count:
+        write_shards(folder, range(done, count), DatasetSettings(views=1, captions=1), str(device))
 
 
 def covered(folder: Path) -> int:
@@ -364,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     model = open_model(options.model, options.device, options.batch)
     surfacer = raw_surface if options.surface == "raw" else asset_surface(model)
-    bench = Bench(model, judges, surfacer, options.data, options.n, log)
+    bench = Bench(model, judges, surfacer, options.data, options.n, options.lookups, log)
     written["settings"] = facts(options, model)
     for part in options.only:
         began = time.perf_counter()
@@ -389,6 +390,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
     parser.add_argument("--judges", type=Path, help="the judges' file")
     parser.add_argument("--data", type=Path, help="a folder of dataset shards")
+    parser.add_argument("--lookups", type=int, default=5000, help="training pictures to retrieve from")
     parser.add_argument("--train-judges", action="store_true")
     parser.add_argument("--judge-objects", type=int, default=4000)
     parser.add_argument("--judge-steps", type=int, default=1500)

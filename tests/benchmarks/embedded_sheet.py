@@ -1,58 +1,63 @@
-"""Held-out pictures and what the embedded model makes of them: a sheet to look at, and a few numbers.
+"""Sheets to look at: held-out pictures, fixed prompts and pictures of other things, and what the model makes.
 
-    python -m tests.benchmarks.embedded_sheet --output sheet.png [--count 12] [--first 900000] [--model PATH]
+    python -m tests.benchmarks.embedded_sheet --output sheet.png [--count 24] [--model PATH] [--surface raw]
+    python -m tests.benchmarks.embedded_sheet --prompts prompts.png [--count 24]
+    python -m tests.benchmarks.embedded_sheet --strange strange.png
     python -m tests.benchmarks.embedded_sheet --pictures examples
 
-Seeds are taken in order, none is left out. Columns: picture, truth, result, result from behind. Numbers per
-object: IoU of occupied tokens, F-score of surface points at 0.05 and 0.02 of the unit cube, mean color
-difference of the nearest points, seconds of sampling and decoding and of the export.
+Seeds and prompts are taken in order, none is left out. Columns: picture, truth, result, result from behind;
+for prompts the results of seeds 0 and 1. Numbers above an object: IoU of occupied structure cells, F-scores
+of surface points at 0.05 and 0.02 of the unit cube.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-import trellis2
-from trellis_core.geometry.camera import FRONT
-from trellis_core.geometry.types import PBRVoxels
-from trellis_core.render.pbr import RenderSettings
-from trellis_core.render.sheet import picture_sheet
-from trellis_core.render.turntable import framed_cameras, render_views
+from tests.benchmarks.quality.generate import Model, generate, open_model, picture_tokens
+from tests.benchmarks.quality.pictures import cameras_around, draw
+from tests.benchmarks.quality.strange import judge_strange
+from tests.benchmarks.quality.table import score
+from tests.benchmarks.quality.text import prompt_tokens
+from tests.benchmarks.quality.truth import make_truths
+from trellis_core.geometry.camera import Camera
+from trellis_core.geometry.types import VoxelMesh
+from trellis_core.render.pbr import render_pbr
+from trellis_core.render.sheet import Picture, picture_sheet
+from trellis_core.training.synthetic.captions import prompt_cases
 from trellis_core.training.synthetic.objects import HELD_OUT, make_object
-from trellis_core.training.synthetic.shapes import Solids, pack_solids
-from trellis_core.training.synthetic.shards import surface_points
-from trellis_core.training.synthetic.views import View, crop_window, look_at, sample_view
-from trellis_core.training.synthetic.views import render_views as trace
-from trellis_core.training.synthetic.voxels import VoxelSample, voxelize
+from trellis_core.training.synthetic.views import View
 
-EXAMPLES = {"chair": 900_005, "mug": 900_037, "rocket": 900_032, "snowman": 900_007}
+EXAMPLES = ("chair", "mug", "rocket", "snowman")
+ACROSS = 2  # objects, or prompts, side by side
 
 
-def held_out_picture(
-    seed: int, size: int = 512, margin: float = 1.15
-) -> tuple[Image.Image, View, Solids, VoxelSample]:
-    """A picture RGBA of a seed's object with some room around it, and what it shows."""
-    solids = pack_solids([make_object(seed).parts])
-    voxels = voxelize(solids, 0)
-    view = sample_view(np.random.default_rng((seed, 2)), surface_points(voxels, 64), (margin, margin))
-    return Image.fromarray(trace(solids, np.zeros(1), [view], size, 3)[0]), view, solids, voxels
+@dataclass(frozen=True, slots=True)
+class Artist:
+    """Draws results as they leave the decoder, or as finished assets."""
 
+    model: Model
+    surface: str  # raw or asset
+    size: int  # pixels
 
-def truth_view(solids: Solids, voxels: VoxelSample, view: View, yaw: float, size: int) -> np.ndarray:
-    """The object itself from a yaw in degrees, lit as in the picture."""
-    origin, axes = look_at(yaw, 20.0, 3.0)
-    window = crop_window(origin, axes, surface_points(voxels, 64), 1.1)
-    light = axes.T @ np.array([-0.4, 0.6, -0.7], np.float32)
-    turned = View(origin, axes, window, light / np.linalg.norm(light), np.array([0.6, 0.5, 0.2], np.float32))
-    return trace(solids, np.zeros(1), [turned], size, 2)[0]
+    def views(self, shape: VoxelMesh | None, cameras: Sequence[Camera] = ()) -> list[np.ndarray]:
+        """The shape from each camera, else from the front and from behind; nothing is an empty picture."""
+        if shape is None or len(shape.mesh.faces) == 0:
+            return [np.zeros((self.size, self.size, 4), np.uint8) for _ in cameras or (1, 2)]
+        cameras, runtime = cameras or cameras_around(shape, 30, 210), self.model.runtime
+        if self.surface == "raw":
+            return [draw(shape, camera, self.size, runtime) for camera in cameras]
+        asset = self.model.pipeline.export(shape)
+        return [render_pbr(asset, camera, self.size, runtime).cpu().numpy() for camera in cameras]
 
 
 def yaw_of(view: View) -> float:
@@ -60,80 +65,92 @@ def yaw_of(view: View) -> float:
     return math.degrees(math.atan2(view.origin[0], -view.origin[1]))
 
 
-def score(
-    vertices: Tensor, colors: Tensor, voxels: VoxelSample, generator: torch.Generator
-) -> tuple[float, ...]:
-    """F-score at 0.05 and 0.02, and mean color difference of nearest points."""
-    truth = torch.from_numpy(surface_points(voxels, 64))
-    paint = torch.from_numpy(voxels.attrs[:, :3]).float() / 255
-    a = torch.randint(len(vertices), (3000,), generator=generator)
-    b = torch.randint(len(truth), (3000,), generator=generator)
-    distances = torch.cdist(vertices[a], truth[b])
-    there, nearest = distances.min(dim=1)
-    back = distances.min(dim=0).values
-    difference = (colors[a].clamp(0, 1) - paint[b][nearest]).abs().mean()
-
-    def f_score(limit: float) -> float:
-        precision, recall = (there < limit).float().mean(), (back < limit).float().mean()
-        return float(2 * precision * recall / (precision + recall).clamp_min(1e-9))
-
-    return f_score(0.05), f_score(0.02), float(difference)
+def picture_rows(artist: Artist, first: int, number: int) -> tuple[list[list[Picture]], list[str]]:
+    model = artist.model
+    objects = [make_object(seed) for seed in range(first, first + number)]
+    truths = make_truths(objects, model.resolution, model.tokens, model.runtime.device)
+    cond = picture_tokens(model, [t.picture for t in truths])
+    results = generate(model, cond, [t.seed for t in truths])
+    scores = score(results, truths, None)["objects"]
+    rows, labels = [], []
+    for truth, result, entry in zip(truths, results, scores, strict=True):
+        yaw = yaw_of(truth.view)
+        cameras = cameras_around(truth.shape, yaw, yaw + 180)
+        shown = draw(truth.shape, cameras[0], artist.size, model.runtime)
+        rows.append([truth.picture, shown, *artist.views(result.shape, cameras)])
+        numbers = f"IoU {entry['IoU']:.2f}  F.05 {entry['F@0.05']:.2f}  F.02 {entry['F@0.02']:.2f}"
+        labels.append(f"{truth.category}  {numbers}")
+    return rows, labels
 
 
-def voxel_points(voxels: PBRVoxels) -> Tensor:
-    return (voxels.coords.float() + 0.5) / voxels.resolution - 0.5
+def prompt_rows(artist: Artist, number: int) -> tuple[list[list[Picture]], list[str]]:
+    """Every so many-th of the fixed prompts, so that all kinds of prompts are seen."""
+    cases = prompt_cases()
+    cases = cases[:: max(len(cases) // number, 1)][:number]
+    cond = prompt_tokens(artist.model, [case.prompt for case in cases])
+    by_seed = [generate(artist.model, cond, [seed] * len(cases)) for seed in (0, 1)]
+    rows = [
+        [picture for result in pair for picture in artist.views(result.shape)]
+        for pair in zip(*by_seed, strict=True)
+    ]
+    return rows, [case.prompt for case in cases]
+
+
+def strange_rows(artist: Artist) -> tuple[list[list[Picture]], list[str]]:
+    entries, seen, results = judge_strange(artist.model, None, None)
+    rows = [[picture, *artist.views(result.shape)] for picture, result in zip(seen, results, strict=True)]
+    return rows, [f"{e['picture']}: {e['said']}" for e in entries]
+
+
+def side_by_side(
+    rows: Sequence[Sequence[Picture]], labels: Sequence[str], columns: Sequence[str], size: int
+) -> Image.Image:
+    """A sheet with several rows in one line."""
+    lines = [[p for row in rows[i : i + ACROSS] for p in row] for i in range(0, len(rows), ACROSS)]
+    titles = ["   |   ".join(labels[i : i + ACROSS]) for i in range(0, len(rows), ACROSS)]
+    return Image.fromarray(picture_sheet(lines, titles, columns=[*columns] * ACROSS, cell=size).numpy())
+
+
+def write_examples(folder: Path) -> None:
+    """The picture of the first held-out object of each example category, large."""
+    for name in EXAMPLES:
+        seed = next(s for s in count(HELD_OUT) if make_object(s).category == name)
+        truth = make_truths([make_object(seed)], 128, 16, torch.device("cpu"), 512)[0]
+        truth.picture.save(folder / f"{name}.png", optimize=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--pictures", type=Path, help="write the example pictures into this folder instead")
-    parser.add_argument("--count", type=int, default=12)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="sheet of held-out pictures")
+    parser.add_argument("--prompts", type=Path, help="sheet of prompts")
+    parser.add_argument("--strange", type=Path, help="sheet of pictures of other things")
+    parser.add_argument("--pictures", type=Path, help="write the example pictures into this folder")
+    parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--first", type=int, default=HELD_OUT)
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--surface", choices=("raw", "asset"), default="asset")
     parser.add_argument("--size", type=int, default=192)
     options = parser.parse_args()
     if options.pictures:
-        for name, seed in EXAMPLES.items():
-            held_out_picture(seed)[0].save(options.pictures / f"{name}.png", optimize=True)
+        write_examples(options.pictures)
+    if not (options.output or options.prompts or options.strange):
         return
-    pipeline = trellis2.load(options.model)
-    rows, labels, numbers = [], [], []
-    for seed in range(options.first, options.first + options.count):
-        picture, view, solids, voxels = held_out_picture(seed)
-        began = time.perf_counter()
-        bundle = pipeline.sample(picture, seed=seed)
-        shape = pipeline.decode(bundle)[0]
-        decoded = time.perf_counter()
-        asset = pipeline.export(shape)
-        exported = time.perf_counter()
-        truth = {tuple(c) for c in np.unique(voxels.coords // 8, axis=0).tolist()}
-        found = {tuple(c) for c in bundle.tensors["structure_coords"][:, 1:].tolist()}
-        iou = len(truth & found) / len(truth | found)
-        scores = score(
-            voxel_points(shape.voxels), shape.voxels.attrs[:, :3], voxels, torch.Generator().manual_seed(0)
+    artist = Artist(open_model(options.model, options.device), options.surface, options.size)
+    if options.output:
+        rows, labels = picture_rows(artist, options.first, options.count)
+        side_by_side(rows, labels, ("picture", "truth", "result", "behind"), options.size).save(
+            options.output
         )
-        yaw = yaw_of(view)
-        cameras = framed_cameras(
-            asset.mesh, [(FRONT - math.radians(y), math.radians(20)) for y in (yaw, yaw + 180)]
-        )
-        result = render_views(asset, cameras, options.size, pipeline.runtime, RenderSettings())
-        rows.append([picture, truth_view(solids, voxels, view, yaw, options.size), *result])
-        labels.append(
-            f"{make_object(seed).category}  IoU {iou:.2f}  F.05 {scores[0]:.2f}  F.02 {scores[1]:.2f}"
-        )
-        numbers.append([iou, *scores, decoded - began, exported - decoded])
-        print(seed, labels[-1], " ".join(f"{n:.3f}" for n in numbers[-1]), flush=True)
-    pairs = [[*rows[i], *(rows[i + 1] if i + 1 < len(rows) else [])] for i in range(0, len(rows), 2)]
-    titles = ["   |   ".join(labels[i : i + 2]) for i in range(0, len(rows), 2)]
-    sheet = picture_sheet(
-        pairs, titles, columns=("picture", "truth", "result", "behind") * 2, cell=options.size
-    )
-    Image.fromarray(sheet.numpy()).save(options.output)
-    for name, values in zip(
-        ("IoU", "F.05", "F.02", "color", "sample+decode s", "export s"), np.array(numbers).T, strict=True
-    ):
-        print(f"{name}: mean {values.mean():.3f} median {np.median(values):.3f}")
+    if options.prompts:
+        rows, labels = prompt_rows(artist, options.count)
+        columns = ("seed 0", "behind", "seed 1", "behind")
+        side_by_side(rows, labels, columns, options.size).save(options.prompts)
+    if options.strange:
+        rows, labels = strange_rows(artist)
+        side_by_side(rows, labels, ("picture", "result", "behind"), options.size).save(options.strange)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def nearest_by_pixels(pictures: Sequence[Image.Image], training: TrainingPicture
 
 def _prepared(picture: Image.Image) -> Tensor:
     square = preprocess_picture(picture, None).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(square)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
 
 
 def same_category(categories: Sequence[int], training: TrainingPictures) -> list[int]:

@@ -267,12 +267,11 @@ def train_judges(
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == settings.steps - 1:
-            right = (
-                (named.argmax(1) == category).float().mean(),
-                (told.argmax(1) == labels[keep]).float().mean(),
-            )
+            object_right = float((named.argmax(1) == category).float().mean())
+            point_right = float((told.argmax(1) == labels[keep]).float().mean())
             log(
-                f"judges {step:5d}  loss {float(loss.detach()):.3f}  category {right[0]:.3f}  part {right[1]:.3f}"
+                f"judges {step:5d}  loss {float(loss.detach()):.3f}  "
+                f"category {object_right:.3f}  part {point_right:.3f}"
             )
     judges.category.eval()
     judges.parts.eval()

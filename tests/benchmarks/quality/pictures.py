@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.camera import FRONT, Camera, orbit_camera
+from trellis_core.geometry.camera import FRONT, Camera
 from trellis_core.geometry.types import VoxelMesh
 from trellis_core.render.mesh import interpolate, render_mesh
 from trellis_core.render.pbr import STANDARD, Surface, average_blocks, shade, to_srgb8, tone_map
+from trellis_core.render.turntable import framed_cameras
 from trellis_core.runtime import Runtime
 
 
@@ -43,6 +44,6 @@ def material(attrs: Tensor) -> Surface:  # float32 [P, 6]
     return Surface(linear, attrs[:, 3:4], attrs[:, 4:5], attrs[:, 5:6])
 
 
-def from_yaw(yaw: float, pitch: float = 20.0) -> Camera:
-    """A camera that sees the whole unit cube; yaw 0 (degrees) looks at the front."""
-    return orbit_camera(FRONT - math.radians(yaw), math.radians(pitch), radius=2.4, fov=math.radians(30))
+def cameras_around(shape: VoxelMesh, *yaws: float, pitch: float = 20.0) -> list[Camera]:
+    """Cameras that see the whole shape; yaw 0 (degrees) looks at the front."""
+    return framed_cameras(shape.mesh, [(FRONT - math.radians(yaw), math.radians(pitch)) for yaw in yaws])

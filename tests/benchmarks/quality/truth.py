@@ -54,18 +54,26 @@ class Truth:
 
 
 def make_truths(
-    objects: Sequence[SyntheticObject], resolution: int, structure: int, device: torch.device
+    objects: Sequence[SyntheticObject],
+    resolution: int,
+    structure: int,
+    device: torch.device,
+    side: int = PICTURE,
 ) -> list[Truth]:
     """Everything about these objects, on the device. Pictures come from cameras and lights of the training
     distribution, drawn with other random numbers and with a user's room around the object."""
     truths: list[Truth] = []
     for part in batches(len(objects), TOGETHER):
-        truths += _make_truths(objects[part], resolution, structure, device)
+        truths += _make_truths(objects[part], resolution, structure, device, side)
     return truths
 
 
 def _make_truths(
-    objects: Sequence[SyntheticObject], resolution: int, structure: int, device: torch.device
+    objects: Sequence[SyntheticObject],
+    resolution: int,
+    structure: int,
+    device: torch.device,
+    side: int = PICTURE,
 ) -> list[Truth]:
     solids = pack_solids([o.parts for o in objects], ROLES).to(device)
     packed, starts = voxelize_batch(solids, resolution)
@@ -76,7 +84,7 @@ def _make_truths(
     views = [
         sample_view(np.random.default_rng((o.seed, 3)), p, ROOM) for o, p in zip(objects, points, strict=True)
     ]
-    pictures = render_views(solids, range(len(objects)), views, PICTURE).cpu().numpy()
+    pictures = render_views(solids, range(len(objects)), views, side).cpu().numpy()
     truths = []
     for number, (thing, sample) in enumerate(zip(objects, samples, strict=True)):
         voxels = _floats(sample)
