@@ -7,6 +7,7 @@ trellis train recipes | merge | data | data ingest
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,16 +21,18 @@ import typer
 from trellis_cli import dry_run as plan
 from trellis_cli import files, registry
 from trellis_cli import options as o
-from trellis_cli.console import Beginning, Console, Stages
+from trellis_cli.console import Beginning, Console
 from trellis_core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from trellis_core.training.distributed import World
     from trellis_core.training.loop import Log
     from trellis_core.training.recipes import Recipe
 
 RUN, LENGTH, DATA = "Run", "Length", "Data"
 CHECKPOINT, CURVES, LORA = "training.safetensors", "log.jsonl", "lora.safetensors"
 RELEASE = "release"
+INTERRUPTED = 130  # exit code
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -37,7 +40,8 @@ EXAMPLES = """\
   trellis train data ingest my-meshes --out data
   trellis train --from embedded --stage shape_flow --lora-rank 8 --data data --run runs/mine
   trellis train merge runs/mine/lora.safetensors --from embedded --out my-model
-  trellis train data --recipe embedded --preview"""
+  trellis train data --recipe embedded --preview
+  torchrun --nproc-per-node 8 -m -- trellis_cli train --recipe trellis2-shape-512 --data data --run runs/big"""
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 data_app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,6 +81,9 @@ Resume = Annotated[bool, _option(RUN, "--resume", help="Continue the run in `--r
 DryRun = Annotated[
     bool, _option(RUN, "--dry-run", help="Say steps, memory and data layout, and start nothing.")
 ]
+Charts = Annotated[
+    bool, _option(RUN, "--charts", help="Also curves as PNG, and TensorBoard events (extra `train`).")
+]
 Output = Annotated[
     Path | None, _option(RUN, "--output", metavar="FOLDER", help="Model folder, for `--stage release`.")
 ]
@@ -104,6 +111,7 @@ def train(
     lora_alpha: LoraAlpha = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    charts: Charts = False,
     output: Output = None,
     steps: Steps = None,
     seconds: Seconds = None,
@@ -119,6 +127,7 @@ def train(
     if ctx.invoked_subcommand is not None:
         return
     console: Console = ctx.obj
+    console.quiet = console.quiet or os.environ.get("RANK", "0") != "0"  # the first of many processes speaks
     if recipe is None and from_model is None:
         raise UsageError(
             "it is not said what to train",
@@ -130,7 +139,7 @@ def train(
                 "an adapter needs a model beside it", hint="pass `--from embedded --stage STAGE`"
             )
         machine = (device, kernel, seed)
-        train_embedded(console, stage, data, run, output, steps, seconds, resume, dry_run, machine)
+        train_embedded(console, stage, data, run, output, steps, seconds, resume, dry_run, charts, machine)
         return
     chosen = choose_recipe(recipe, from_model, stage)
     length = steps or chosen.steps
@@ -142,18 +151,17 @@ def train(
     folder, source = required(run, "--run"), required(data, "--data")
     check_run(folder / CHECKPOINT, resume)
     from trellis2.tuning import finish, open_tuning
-    from trellis_core.training.distributed import World
     from trellis_core.training.lora import LoRASettings
     from trellis_core.training.released import RunSettings, Trainee
     from trellis_core.training.released import run as run_recipe
 
     model = None if from_model is None else registry.find_model(from_model).folder
     adapter = None if lora_rank is None else LoRASettings(rank=lora_rank, alpha=lora_alpha)
-    place, kernels = open_device(device, kernel)
-    with console.working() as progress:
+    place, kernels = open_device(local_device(device), kernel)
+    with joined(place) as world, console.working() as progress:
         progress.begin("start")
         tuning = open_tuning(
-            chosen, source, model=model, lora=adapter, device=place, kernels=kernels, seed=seed, world=World()
+            chosen, source, model=model, lora=adapter, device=place, kernels=kernels, seed=seed, world=world
         )
         console.say("recipe", f"{chosen.name}; {length:,} steps of {chosen.batch.per_gpu} samples")
         console.say("data", f"{len(tuning.catalog.entries):,} items of `{source}`")
@@ -170,15 +178,20 @@ def train(
                     seconds=seconds,
                     device=place,
                     log_every=max(1, min(chosen.log_every, length // 20)),
+                    world=world,
                     stop=stop,
+                    on_step=lambda step: progress(Beginning("train", step, length)),
                 ),
                 checkpoint=folder / CHECKPOINT,
                 elastic=tuning.flow,
                 generators=tuning.generators,
-                log=logging(console, progress, folder / CURVES, "train", length),
+                log=logging(console, folder / CURVES, "train", charts),
             )
+            interrupted = stop()
         ended = trainee.step >= length
-        paths = finish(tuning, trainee, folder)
+        paths = finish(tuning, trainee, folder) if world.leads else []
+        if charts and world.leads and (folder / CURVES).exists():
+            paths.append(draw_charts(folder / CURVES))
     for reason, count in tuning.replaced.items():
         console.warn(f"{count} times another item was taken: {reason}")
     console.facts |= {
@@ -189,9 +202,11 @@ def train(
     }
     if not ended:
         console.note(f"stopped after step {trainee.step:,}; the same command with `--resume` continues")
-    if adapter is not None and from_model is not None:
+    if adapter is not None and from_model is not None and paths:
         console.note(f"`trellis train merge {paths[0]} --from {from_model} --out FOLDER` makes it a model")
     console.result([str(path) for path in paths])
+    if interrupted and not ended:
+        raise typer.Exit(INTERRUPTED)
 
 
 def train_embedded(
@@ -204,6 +219,7 @@ def train_embedded(
     seconds: float | None,
     resume: bool,
     dry_run: bool,
+    charts: bool,
     machine: tuple[str, list[str] | None, int],
 ) -> None:
     """The recipe with stages: those that are asked for, or all, one after the other."""
@@ -235,23 +251,23 @@ def train_embedded(
     from trellis2.training import release, train_and_store
     from trellis2.workshop import Workshop
     from trellis_core.training.loop import LoopSettings
-    from trellis_core.training.precision import Float32Attention
-    from trellis_core.training.synthetic.shards import load_shards
+    from trellis_core.training.precision import Float32Attention, LoadedKernels
 
     device, kernel, seed = machine
-    place, kernels = open_device(device, kernel)
+    place, kernels = open_device(local_device(device), kernel)
     gpu = place.type != "cpu"
-    with console.working() as progress:
+    with joined(place) as world, console.working() as progress:
         progress.begin("start")
         torch.manual_seed(seed)
         shop = Workshop(
             recipe,
-            load_shards(shards, place),
+            shards,
             folder,
-            torch.Generator(place).manual_seed(seed),
-            torch.Generator().manual_seed(seed),
-            kernels if gpu else Float32Attention(),
-            torch.bfloat16 if gpu else None,
+            place,
+            generator=torch.Generator(place).manual_seed(seed + 1000 * world.rank),
+            host=torch.Generator().manual_seed(seed + 1000 * world.rank),
+            kernels=LoadedKernels.of(kernels) if gpu else Float32Attention(),
+            dtype=torch.bfloat16 if gpu else None,
         )
         with patient(console) as stop:
             settings = LoopSettings(
@@ -260,23 +276,33 @@ def train_embedded(
                 device=place.type,
                 dtype=shop.dtype,
                 log_every=max(1, min(50, (steps or 1000) // 20)),
+                world=world,
                 stop=stop,
             )
             for name in stages:
                 if stop():
                     break
+                progress(Beginning(name, 0, steps or 1))
                 if name == RELEASE:
-                    progress.begin(RELEASE)
                     release(shop, required(output, "--output"))
                     continue
-                log = logging(console, progress, folder / f"{name}.jsonl", name, steps)
-                train_and_store(shop, name, settings, log)
+                log = logging(console, folder / f"{name}.jsonl", name, charts)
+
+                def show(entry: Any, name: str = name, log: Log = log) -> None:
+                    log(entry)
+                    progress(Beginning(name, entry.step, steps or entry.step))
+
+                train_and_store(shop, name, settings, show)
+                if charts and world.leads and (folder / f"{name}.jsonl").exists():
+                    draw_charts(folder / f"{name}.jsonl")
             stopped = stop()
     results = [str(output)] if RELEASE in stages else [str(folder / f"{name}.safetensors") for name in stages]
     console.facts |= {"recipe": plan.EMBEDDED, "stages": stages, "finished": not stopped, "outputs": results}
     if stopped:
         console.note("stopped, with a checkpoint; the same command with `--resume` continues")
     console.result(results)
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command("recipes")
@@ -611,17 +637,48 @@ def check_run(checkpoint: Path, resume: bool) -> None:
         raise UsageError(f"there is no run in `{checkpoint.parent}`", hint="drop `--resume` to start one")
 
 
-def logging(console: Console, progress: Stages, curves: Path, stage: str, steps: int | None) -> Log:
-    """Losses as JSON lines, as events, and on the progress line."""
-    from trellis_core.training.records import all_of, write_lines
+def logging(console: Console, curves: Path, stage: str, charts: bool) -> Log:
+    """Losses as JSON lines and as events."""
+    from trellis_core.training.records import all_of, write_events, write_lines
 
-    progress(Beginning(stage, 0, steps or 1))
-
-    def show(entry: Any) -> None:
+    def tell(entry: Any) -> None:
         console.event("losses", stage=stage, step=entry.step, **entry.values)
-        progress(Beginning(stage, entry.step, steps or entry.step))
 
-    return all_of(write_lines(curves), show)
+    events = [write_events(curves.parent / "events" / stage)] if charts else []
+    return all_of(write_lines(curves), tell, *events)
+
+
+def draw_charts(curves: Path) -> Path:
+    from trellis_core.training.records import draw_curves, read_lines
+
+    picture = curves.with_suffix(".png")
+    draw_curves({curves.stem: read_lines(curves)}, picture)
+    return picture
+
+
+def local_device(device: str) -> str:
+    """The card of this process when `torchrun` started several."""
+    number = os.environ.get("LOCAL_RANK")
+    return f"cuda:{number}" if number is not None and device in ("auto", "cuda") and has_cards() else device
+
+
+def has_cards() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def joined(device: Any) -> Iterator[World]:
+    """This process among those that `torchrun` started; alone when it did not."""
+    from trellis_core.training.distributed import join_world, leave_world
+
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world = join_world(rank, size, "nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        leave_world(world)
 
 
 @contextmanager

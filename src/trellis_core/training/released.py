@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,7 @@ class RunSettings:
     log_every: int | None = None
     world: World = field(default_factory=World)
     stop: Callable[[], bool] = field(default=lambda: False)  # asked between steps: end this piece
+    on_step: Callable[[int], None] = field(default=lambda step: None)  # how many are done
 
 
 class Trainee:
@@ -62,7 +63,7 @@ class Trainee:
             learning, lr=o.rate, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay
         )
         self.clip = AdaptiveClip(c.max_norm, c.percentile, c.window)
-        self.recipe, self.order, self.step = recipe, order, 0
+        self.model, self.recipe, self.order, self.step = model, recipe, order, 0
         self.average = {name: value.detach().float().clone() for name, value in self.weights().items()}
 
     def weights(self) -> dict[str, Tensor]:
@@ -92,13 +93,13 @@ class Trainee:
         self.step += 1
         return norm
 
-    def save(self, path: Path, generators: Mapping[str, torch.Generator]) -> None:
-        """Write everything; the file appears only when it is complete."""
+    def save(self, path: Path, states: Mapping[str, Tensor]) -> None:
+        """Write everything, with the states of random generators; the file appears only when complete."""
         tensors = {f"model.{k}": v.detach() for k, v in self.weights().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for index, state in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": v for k, v in state.items()}
-        tensors |= {f"generator.{k}": g.get_state() for k, g in generators.items()}
+        tensors |= {f"generator.{k}": state for k, state in states.items()}
         facts = {
             "recipe": self.recipe.name,
             "step": self.step,
@@ -112,7 +113,7 @@ class Trainee:
         save_file(contents, partial, {"facts": json.dumps(facts)})
         partial.replace(path)
 
-    def load(self, path: Path, generators: Mapping[str, torch.Generator]) -> None:
+    def load(self, path: Path, generators: Mapping[str, torch.Generator], rank: int = 0) -> None:
         """Continue from a checkpoint. Raises `ModelError` when it is of another run."""
         tensors, facts = read_run(path)
         shapes = {k[6:]: v.shape for k, v in tensors.items() if k.startswith("model.")}
@@ -134,7 +135,8 @@ class Trainee:
         self.clip.load_state_dict(facts["clip"])
         self.order.load_state_dict(facts["order"])
         for name, generator in generators.items():
-            generator.set_state(tensors[f"generator.{name}"])
+            with suppress(KeyError):  # a process more than before starts with its own numbers
+                generator.set_state(tensors[f"generator.{name}.{rank}"])
         self.step = int(facts["step"])
 
 
@@ -150,18 +152,28 @@ def run(
 ) -> None:
     """Train up to `settings.steps`, or to the end of this piece."""
     recipe, world, generators = trainee.recipe, settings.world, dict(generators or {})
+    world.broadcast(trainee.model)
     if checkpoint and checkpoint.exists():
-        trainee.load(checkpoint, generators)
+        trainee.load(checkpoint, generators, world.rank)
     memory = elastic_memory(recipe, settings.device) if elastic is not None else None
     samples = iter(trainee.order)
     began, seen, sums = time.monotonic(), 0, dict[str, float]()
-    while trainee.step < settings.steps and not settings.stop():
-        if settings.seconds is not None and world.agree(time.monotonic() - began) >= settings.seconds:
-            break
+
+    def save() -> None:
+        states = world.gather({name: g.get_state() for name, g in generators.items()})
+        if checkpoint and world.leads:
+            trainee.save(checkpoint, states)
+
+    def ends() -> bool:
+        late = settings.seconds is not None and time.monotonic() - began >= settings.seconds
+        return world.agree(float(late or settings.stop())) > 0  # all processes end at one step
+
+    while trainee.step < settings.steps and not ends():
         batch = list(islice(samples, recipe.batch.per_gpu))
         losses = gradients(trainee, losses_of, batch, settings, elastic, memory)
         world.average_gradients(trainee.named.values())
         losses["norm"] = trainee.update()
+        settings.on_step(trainee.step)
         seen += 1
         sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         if seen == (settings.log_every or recipe.log_every):
@@ -169,10 +181,9 @@ def run(
                 means = {name: value / seen for name, value in sums.items()}
                 log(LogEntry(trainee.step, time.monotonic() - began, means))
             seen, sums = 0, {}
-        if checkpoint and world.leads and trainee.step % (settings.save_every or recipe.save_every) == 0:
-            trainee.save(checkpoint, generators)
-    if checkpoint and world.leads:
-        trainee.save(checkpoint, generators)
+        if trainee.step % (settings.save_every or recipe.save_every) == 0:
+            save()
+    save()
 
 
 def gradients(
