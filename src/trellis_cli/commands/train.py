@@ -41,7 +41,7 @@ EXAMPLES = """\
   trellis train --from embedded --stage shape_flow --lora-rank 8 --data data --run runs/mine
   trellis train merge runs/mine/lora.safetensors --from embedded --out my-model
   trellis train data --recipe embedded --preview
-  torchrun --nproc-per-node 8 -m -- trellis_cli train --recipe trellis2-shape-512 --data data --run runs/big"""
+  torchrun --nproc-per-node 8 -m -- trellis_cli train --recipe trellis2-shape-512 --data d --run runs/a"""
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 data_app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,7 +1,8 @@
 """Recipes: everything that decides a training run, as one frozen value read strictly from JSON.
 
 A recipe names the networks it trains (their configurations lie beside the recipes, or inside), the data,
-batch, optimiser, precision and schedule. Unknown, missing and mistyped entries are errors that say where they are.
+batch, optimiser, precision and schedule. Unknown, missing and mistyped entries are errors that say where they
+are.
 Knows no network class; what a run costs is estimated in `footprint.py`.
 """
 
