@@ -8,6 +8,10 @@ Not tested: the quality of what is trained.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +113,24 @@ def test_an_adapter_is_trained_continued_and_merged(run, data, tiny_model, tmp_p
     assert changed == ["shape_slat_flow_model_512.safetensors"]
     run("train", "merge", adapter, "--from", tiny_model, "--out", "model").assert_one_error(2)
     run("train", "merge", adapter, "--from", "model", "--out", "other").assert_one_error(4)
+
+
+def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint(run, data, tiny_model, tmp_path):
+    common = ["train", "--from", tiny_model, "--stage", "shape_flow", "--data", data, "--run", "mine"]
+
+    def interrupt() -> None:
+        while not (tmp_path / "mine" / "log.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    waiting = threading.Thread(target=interrupt)
+    waiting.start()
+    said = run(*common, "--steps", 100_000, "--json")
+    waiting.join()
+    assert said.code == 130
+    assert said.json["step"] > 0 and not said.json["finished"]
+    more = run(*common, "--steps", said.json["step"] + 1, "--resume", "--json")
+    assert more.code == 0 and more.json["finished"] and more.json["step"] == said.json["step"] + 1
 
 
 def test_every_step_can_be_heard_by_a_script(run, data, tiny_model):
