@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trained = learn_judges(options, log) if options.train_judges else {}
     judges = load_judges(options.judges, options.device) if options.judges else None
     if judges:
-        written["judges"] = {**examine_judges(judges, options), **trained}
+        written["judges"] = {**written.get("judges", {}), **trained, **examine_judges(judges, options)}
         log(f"judges on held-out truth: {written['judges']}")
     if not options.only:
         save(options.json, written)
@@ -392,7 +392,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder of dataset shards")
     parser.add_argument("--lookups", type=int, default=5000, help="training pictures to retrieve from")
     parser.add_argument("--train-judges", action="store_true")
-    parser.add_argument("--judge-objects", type=int, default=4000)
+    parser.add_argument("--judge-objects", type=int, default=6000)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--judge-batch", type=int, default=32)
     options = parser.parse_args(arguments)

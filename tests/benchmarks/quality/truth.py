@@ -5,7 +5,6 @@ Letters: V voxels, N surface points, R voxel grid, r structure grid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from tests.benchmarks.quality.generate import Voxels, batches
 from tests.benchmarks.quality.measures import Surface, vertex_surface
-from tests.benchmarks.quality.pictures import draw
+from tests.benchmarks.quality.pictures import cameras_around, draw
 from trellis2.dual_grid import extract_mesh
-from trellis_core.geometry.camera import FRONT, orbit_camera
 from trellis_core.geometry.types import Mesh, PBRVoxels, VoxelMesh
 from trellis_core.runtime import Runtime
 from trellis_core.training.synthetic.objects import ROLES, SyntheticObject
@@ -144,8 +142,7 @@ def from_another_renderer(truths: Sequence[Truth], runtime: Runtime) -> list[Ima
     pictures = []
     for truth in truths:
         rng = np.random.default_rng((truth.seed, 4))
-        yaw, pitch = FRONT - math.radians(rng.uniform(-60, 60)), math.radians(rng.uniform(0, 35))
-        camera = orbit_camera(yaw, pitch, radius=2.2, fov=math.radians(40))
+        camera = cameras_around(truth.shape, rng.uniform(-60, 60), pitch=rng.uniform(0, 35))[0]
         pictures.append(Image.fromarray(draw(truth.shape, camera, PICTURE, runtime), "RGBA"))
     return pictures
 
