@@ -74,6 +74,7 @@ from trellis_core.training.synthetic.shards import (
 
 UNSEEN = HELD_OUT + 50_000  # seeds that calibrate nothing
 TIMED = 5  # single runs
+JUDGES = Path(__file__).parent / "quality" / "judges.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,8 @@ def lookup_rows(bench: Bench, truths: Sequence[Truth]) -> dict[str, Any]:
 def judge_texts(bench: Bench) -> dict[str, Any]:
     """Fixed prompts with seeds 0 and 1, colors never seen with a category, captions of held-out objects."""
     if bench.judges is None:
-        raise InputError("prompts need judges", hint="pass --judges FILE")
+        bench.log("no judges: nothing about prompts is measured; make some with --train-judges")
+        return {}
     judges = bench.judges
     truths = bench.held_out()
     found: dict[str, Any] = {}
@@ -356,8 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json and options.json.exists():
         written = json.loads(options.json.read_text())
     trained = learn_judges(options, log) if options.train_judges else {}
-    judges = load_judges(options.judges, options.device) if options.judges else None
-    if judges:
+    judges = load_judges(options.judges, options.device) if options.judges.exists() else None
+    if judges is None:
+        log(f"no judges at {options.judges}: categories and colors of parts are not judged")
+    else:
         written["judges"] = {**written.get("judges", {}), **trained, **examine_judges(judges, options)}
         log(f"judges on held-out truth: {written['judges']}")
     if not options.only:
@@ -388,7 +392,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="objects that run together")
     parser.add_argument("--surface", choices=("raw", "asset"), default="raw")
     parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
-    parser.add_argument("--judges", type=Path, help="the judges' file")
+    parser.add_argument("--judges", type=Path, default=JUDGES, help="the judges' file")
     parser.add_argument("--data", type=Path, help="a folder of dataset shards")
     parser.add_argument("--lookups", type=int, default=5000, help="training pictures to retrieve from")
     parser.add_argument("--train-judges", action="store_true")
@@ -396,8 +400,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--judge-batch", type=int, default=32)
     options = parser.parse_args(arguments)
-    if options.train_judges and not (options.judges and options.data):
-        parser.error("--train-judges needs --judges and --data")
+    if options.train_judges and not options.data:
+        parser.error("--train-judges needs --data")
     if options.only is None:
         options.only = () if options.train_judges else tuple(PARTS)
     else:

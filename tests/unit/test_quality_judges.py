@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.benchmarks.quality import report
 from tests.benchmarks.quality.baselines import TrainingPictures, nearest_by_pixels, same_category
-from tests.benchmarks.quality.generate import generate, open_model, picture_tokens
+from tests.benchmarks.quality.generate import NOTHING, Result, generate, open_model, picture_tokens
 from tests.benchmarks.quality.judges import (
     Judges,
     JudgeTraining,
@@ -45,14 +45,18 @@ from tests.benchmarks.quality.measures import (
 )
 from tests.benchmarks.quality.strange import strange_pictures
 from tests.benchmarks.quality.table import score, summary, truth_again
-from tests.benchmarks.quality.text import name_color, true_cases
+from tests.benchmarks.quality.text import judge_prompts, name_color, prompt_tokens, rates, true_cases
 from tests.benchmarks.quality.truth import make_truths, on_white
+from tests.tiny_model import write_tiny_model
+from trellis_core.errors import ModelError
+from trellis_core.geometry.types import Mesh, PBRVoxels, VoxelMesh
 from trellis_core.models.familiarity import (
     FamiliarityFacts,
     familiarity,
     fit_familiarity,
     mean_token,
 )
+from trellis_core.training.synthetic.captions import PromptCase
 from trellis_core.training.synthetic.objects import HELD_OUT, PALETTE, make_object
 
 SQUARE = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]) - 0.5
@@ -287,6 +291,34 @@ def test_retrieval_finds_the_picture_it_has_seen(truths):
     asked = [Image.fromarray(picture.numpy()) for picture in shown.flip(0)]
     assert nearest_by_pixels(asked, training) == [8, 7]
     assert same_category([1, 0], training) == [8, 7]
+
+
+def test_prompts_are_judged_by_the_colors_of_their_parts(toy_judges):
+    line = torch.arange(16, 112)
+    points = torch.stack([line, line * 0 + 62, line * 0 + 62], dim=1)
+    halves = torch.tensor([PALETTE["red"], PALETTE["blue"]])[(line >= 64).long()]
+    attrs = torch.cat([halves, torch.ones(len(line), 3)], dim=1)
+    beam = VoxelMesh(Mesh(points / 128 - 0.5, HALVES), PBRVoxels(points.int(), attrs, 128))
+    cases = [
+        PromptCase("a red beam with a blue end", "beam", (("low", "red"), ("high", "blue"))),
+        PromptCase("a blue beam with a red end", "beam", (("low", "blue"), ("high", "red"))),
+        PromptCase("a red pole", "pole", (("low", "red"),)),
+    ]
+    result = Result(beam, points[:1])
+    entries = judge_prompts([result, result, NOTHING], cases, toy_judges)
+    assert entries[0]["found"] == ["red", "blue"]
+    assert [e["colors right"] for e in entries] == [True, False, False]
+    assert [e["category"] for e in entries] == ["beam", "beam", "nothing"]
+    assert rates(entries) == {"n": 3, "category": 0.6667, "colors": 0.3333, "both": 0.3333}
+
+
+def test_prompts_become_tokens_as_in_the_tool(tmp_path):
+    model = open_model(str(write_tiny_model(tmp_path / "model")), "cpu")
+    tokens = prompt_tokens(model, ["a red chair", "a blue chair", "a red chair"])
+    assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
+    mute = open_model(str(write_tiny_model(tmp_path / "mute", text=False)), "cpu")
+    with pytest.raises(ModelError, match="no text encoder"):
+        prompt_tokens(mute, ["a red chair"])
 
 
 def test_a_batch_makes_what_single_runs_make(truths):
