@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trellis2.models import MODELS
 from trellis2.models.sparse_blocks import SparseResBlock, SparseResBlockS2C3d
 from trellis2.release import ReleasedText, ReleaseFacts, TrainedNetwork, write_release
-from trellis2.workshop import Latents, Workshop
+from trellis2.workshop import Latents, VoxelBatch, Workshop
+from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.loop import Log, LoopSettings, Objective, train
 from trellis_core.training.objectives import (
@@ -132,33 +134,59 @@ def train_shape_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
         voxels = shop.voxel_batch(shop.choose(settings["batch_size"]))
         mean, logvar = model["shape_slat_encoder"](voxels.position, voxels.flags)
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
-        output, subdivisions = model["shape_slat_decoder"](latent)
-        grid = model["shape_slat_decoder"].dual_grid(output.feats)  # type: ignore[operator]
-        crossing = F.binary_cross_entropy_with_logits(grid.crossing_logits, voxels.flags.float())
-        position = (grid.dual_vertices - voxels.position.feats).abs().mean()
-        masks = [s.plan.expand().mask for s in subdivisions]
-        split = torch.stack(
-            [
-                F.binary_cross_entropy_with_logits(s.feats, m.float())
-                for s, m in zip(subdivisions, masks, strict=True)
-            ]
-        ).sum()
-        kl = kl_divergence(mean.feats, logvar.feats)
-        wrong = (grid.crossings != voxels.flags).float().mean()
-        split_wrong = ((subdivisions[-1].feats > 0) != masks[-1]).float().mean()
-        loss = crossing + settings["position"] * position + split + settings["kl"] * kl
-        return {
-            "loss": loss,
-            "crossing": crossing,
-            "position": position,
-            "split": split,
-            "kl": kl,
-            "wrong": wrong,
-            "split_wrong": split_wrong,
-            "std": mean.feats.detach().std(),
-        }
+        losses = shape_losses(model["shape_slat_decoder"], latent, voxels, settings)
+        return with_divergence(losses, mean.feats, logvar.feats, settings)
 
     return model, objective
+
+
+def train_shape_decoder(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """The shape decoder alone goes on, on latents as rough as a flow makes them; the latents stay."""
+    settings = shop.settings("shape_decoder")
+    encoder = shop.finished("shape_vae", "shape_slat_encoder")
+    model = shop.learning(shape_slat_decoder=shop.finished("shape_vae", "shape_slat_decoder"))
+    model.requires_grad_(True)
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        voxels = shop.voxel_batch(shop.choose(settings["batch_size"]))
+        with torch.no_grad():
+            mean, _ = encoder(voxels.position, voxels.flags)
+        return shape_losses(model["shape_slat_decoder"], shop.rough_latent(mean, settings), voxels, settings)
+
+    return model, objective
+
+
+def shape_losses(
+    decoder: nn.Module, latent: SparseTensor, voxels: VoxelBatch, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """How far the decoder is from the dual grid that the latent came from."""
+    output, subdivisions = decoder(latent)
+    grid = decoder.dual_grid(output.feats)  # type: ignore[operator]
+    crossing = F.binary_cross_entropy_with_logits(grid.crossing_logits, voxels.flags.float())
+    position = (grid.dual_vertices - voxels.position.feats).abs().mean()
+    masks = [s.plan.expand().mask for s in subdivisions]
+    split = torch.stack(
+        [
+            F.binary_cross_entropy_with_logits(s.feats, m.float())
+            for s, m in zip(subdivisions, masks, strict=True)
+        ]
+    ).sum()
+    return {
+        "loss": crossing + settings["position"] * position + split,
+        "crossing": crossing,
+        "position": position,
+        "split": split,
+        "wrong": (grid.crossings != voxels.flags).float().mean(),
+        "split_wrong": ((subdivisions[-1].feats > 0) != masks[-1]).float().mean(),
+    }
+
+
+def with_divergence(
+    losses: dict[str, Tensor], mean: Tensor, logvar: Tensor, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The losses of an autoencoder with the latent's KL."""
+    kl = kl_divergence(mean, logvar)
+    return {**losses, "loss": losses["loss"] + settings["kl"] * kl, "kl": kl, "std": mean.detach().std()}
 
 
 def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
@@ -170,28 +198,54 @@ def train_texture_vae(shop: Workshop) -> tuple[nn.Module, Objective]:
     start_pooling(model)
 
     def objective(step: int) -> Mapping[str, Tensor]:
-        attrs = shop.voxel_batch(shop.choose(settings["batch_size"])).attrs
-        if shop.chance(settings["repaint"]):
-            attrs = repainted(attrs, shop)
+        attrs = materials(shop, settings)
         mean, logvar = model["tex_slat_encoder"](attrs)
         latent = mean.replace(shop.noisy_latent(mean.feats, logvar.feats, settings))
-        error = model["tex_slat_decoder"](latent)[0].feats - attrs.feats
-        kl = kl_divergence(mean.feats, logvar.feats)
-        # squares beside L1: while colors are far off, their gradient tells far from near; the channels that
-        # are worst weigh most, or one after the other would be learned
-        each = error.square().mean(dim=0) + settings["l1"] * error.abs().mean(dim=0)
-        weights = each.detach() / each.detach().mean()
-        losses = {
-            "loss": (weights * each).mean() + settings["kl"] * kl,
-            "color": error[:, :3].abs().mean(),
-            "green": error[:, 1].abs().mean(),
-            "rest": error[:, 3:5].abs().mean(),
-            "kl": kl,
-            "std": mean.feats.detach().std(),
-        }
-        return losses
+        losses = texture_losses(model["tex_slat_decoder"], latent, attrs, settings)
+        return with_divergence(losses, mean.feats, logvar.feats, settings)
 
     return model, objective
+
+
+def train_texture_decoder(shop: Workshop) -> tuple[nn.Module, Objective]:
+    """The texture decoder alone goes on, on latents as rough as a flow's."""
+    settings = shop.settings("texture_decoder")
+    encoder = shop.finished("texture_vae", "tex_slat_encoder")
+    model = shop.learning(tex_slat_decoder=shop.finished("texture_vae", "tex_slat_decoder"))
+    model.requires_grad_(True)
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        attrs = materials(shop, settings)
+        with torch.no_grad():
+            mean, _ = encoder(attrs)
+        return texture_losses(model["tex_slat_decoder"], shop.rough_latent(mean, settings), attrs, settings)
+
+    return model, objective
+
+
+def materials(shop: Workshop, settings: Mapping[str, Any]) -> SparseTensor:
+    """Materials of random objects, for a share of the batches painted anew."""
+    attrs = shop.voxel_batch(shop.choose(settings["batch_size"])).attrs
+    return repainted(attrs, shop) if shop.chance(settings["repaint"]) else attrs
+
+
+def texture_losses(
+    decoder: nn.Module, latent: SparseTensor, attrs: SparseTensor, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """How far the decoder is from the materials that the latent came from.
+
+    Squares beside L1: while colors are far off, their gradient tells far from near. The channels that are
+    worst weigh most, or one after the other would be learned.
+    """
+    error = decoder(latent)[0].feats - attrs.feats
+    each = error.square().mean(dim=0) + settings["l1"] * error.abs().mean(dim=0)
+    weights = each.detach() / each.detach().mean()
+    return {
+        "loss": (weights * each).mean(),
+        "color": error[:, :3].abs().mean(),
+        "green": error[:, 1].abs().mean(),
+        "rest": error[:, 3:5].abs().mean(),
+    }
 
 
 def repainted(attrs: SparseTensor, shop: Workshop, planes: int = 3) -> SparseTensor:
@@ -315,6 +369,8 @@ STAGES: Mapping[str, Stage] = {
     "structure_vae": train_structure_vae,
     "shape_vae": train_shape_vae,
     "texture_vae": train_texture_vae,
+    "shape_decoder": train_shape_decoder,
+    "texture_decoder": train_texture_decoder,
     "structure_flow": train_structure_flow,
     "shape_flow": train_shape_flow,
     "texture_flow": train_texture_flow,
@@ -331,10 +387,10 @@ def stage_of(recipe: Mapping[str, Any]) -> Mapping[str, str]:
         "sparse_structure_decoder": "structure_vae",
         "sparse_structure_flow_model": "structure_flow",
         "shape_slat_encoder": "shape_vae",
-        "shape_slat_decoder": "shape_vae",
+        "shape_slat_decoder": "shape_decoder",
         f"shape_slat_flow_model_{size}": "shape_flow",
         "tex_slat_encoder": "texture_vae",
-        "tex_slat_decoder": "texture_vae",
+        "tex_slat_decoder": "texture_decoder",
         f"tex_slat_flow_model_{size}": "texture_flow",
     }
 
@@ -345,8 +401,12 @@ def release(shop: Workshop, folder: Path) -> None:
         name: TrainedNetwork(shop.config(name), shop.finished(stage, name))
         for name, stage in stage_of(shop.recipe).items()
     }
+    text = None
+    if shop.has_text:
+        words = shop.tokenizer.only(WORDS)
+        networks["text_encoder"] = with_vocabulary(networks["text_encoder"], shop.tokenizer, words)
+        text = ReleasedText(words, shop.recipe["text"]["max_length"], WORDS, nouns(), ALIASES)
     shape, texture = shop.latents("shape"), shop.latents("texture")
-    nouns = tuple(sorted({noun for kind in CATEGORIES.values() for noun in kind.nouns}))
     facts = ReleaseFacts(
         export=shop.recipe.get("export", {}),
         resolution=shop.recipe["resolution"],
@@ -355,11 +415,25 @@ def release(shop: Workshop, folder: Path) -> None:
         samplers=shop.recipe["samplers"],
         shape_normalization=(shape.mean, shape.std),
         texture_normalization=(texture.mean, texture.std),
-        text=ReleasedText(shop.tokenizer, shop.recipe["text"]["max_length"], WORDS, nouns, ALIASES)
-        if shop.has_text
-        else None,
+        text=text,
     )
     write_release(folder, networks, facts)
+
+
+def nouns() -> tuple[str, ...]:
+    """What the dataset's objects are called."""
+    return tuple(sorted({noun for kind in CATEGORIES.values() for noun in kind.nouns}))
+
+
+def with_vocabulary(trained: TrainedNetwork, old: Tokenizer, new: Tokenizer) -> TrainedNetwork:
+    """A text encoder with the embeddings of a smaller vocabulary only."""
+    rows = [old.vocab[piece] for piece, _ in sorted(new.vocab.items(), key=lambda item: item[1])]
+    args = {**trained.config["args"], "vocab_size": len(rows)}
+    network = MODELS[trained.config["name"]](**args)
+    table = "text_model.embeddings.token_embedding.weight"
+    state = {k: v.cpu() for k, v in trained.network.state_dict().items()}
+    network.load_state_dict({**state, table: state[table][rows]})
+    return TrainedNetwork({**trained.config, "args": args}, network)
 
 
 def encode_data(shop: Workshop) -> None:

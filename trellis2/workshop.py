@@ -34,6 +34,7 @@ from trellis_core.training.synthetic.grids import occupancy_grids
 from trellis_core.training.synthetic.shards import Dataset, load_shards
 
 ENCODE_ROWS = 600_000  # voxels that an encoder takes at a time
+ENCODERS = {"shape": "shape_slat_encoder", "texture": "tex_slat_encoder"}
 COMPILED = (TransformerCrossBlock, image_encoder.Layer, text_encoder.Layer)
 
 
@@ -103,19 +104,21 @@ class Workshop:
             compile_blocks(model, COMPILED)
         return model
 
-    def fingerprint(self, stage: str) -> str:
-        """Of the averaged weights of a finished stage and the data: caches made from them carry it."""
+    def fingerprint(self, stage: str, network: str) -> str:
+        """Of the averaged weights of a finished network and the data: caches made from them carry it."""
         digest = hashlib.sha256()
-        for name, value in sorted(averaged_weights(self.checkpoint(stage)).items()):
+        for name, value in sorted(averaged_weights(self.checkpoint(stage), f"{network}.").items()):
             digest.update(name.encode() + value.contiguous().numpy().tobytes())
         digest.update(self.index.seeds.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def cached(self, name: str, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `make` gives, stored under `name` for as long as the stage's weights and the data stay."""
+    def cached(
+        self, name: str, stage: str, network: str, make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What `make` gives, stored under `name` for as long as the network's weights and the data stay."""
         if not self.keep_caches:
             return make()
-        path, mark = self.run / f"{name}.safetensors", self.fingerprint(stage)
+        path, mark = self.run / f"{name}.safetensors", self.fingerprint(stage, network)
         if path.exists():
             with safe_open(path, framework="pt") as file:
                 current = (file.metadata() or {}).get("fingerprint") == mark
@@ -164,18 +167,21 @@ class Workshop:
         latent = posterior_sample(mean, logvar, self.generator)
         return latent + settings["latent_noise"] * self.noise(*latent.shape)
 
+    def rough_latent(self, mean: SparseTensor, settings: Mapping[str, Any]) -> SparseTensor:
+        """A latent about as far off as a flow's samples, by a random amount for each object."""
+        amount = mean.broadcast(settings["latent_noise"] * self.uniform(mean.batch_size, 1))
+        return mean.replace(mean.feats.float() + amount * self.noise(*mean.feats.shape))
+
     def latents(self, kind: Literal["shape", "texture"]) -> Latents:
         """Normalised posterior means of all objects."""
-        stored = self.cached(f"{kind}_latents", f"{kind}_vae", lambda: self._encode(kind))
+        stored = self.cached(f"{kind}_latents", f"{kind}_vae", ENCODERS[kind], lambda: self._encode(kind))
         feats = stored["feats"].float()
         mean, std = feats.mean(dim=0), feats.std(dim=0)
         return Latents(stored["coords"], (feats - mean) / std, stored["starts"], mean, std)
 
     @torch.no_grad()
     def _encode(self, kind: Literal["shape", "texture"]) -> dict[str, Tensor]:
-        encoder = self.finished(
-            f"{kind}_vae", "shape_slat_encoder" if kind == "shape" else "tex_slat_encoder"
-        )
+        encoder = self.finished(f"{kind}_vae", ENCODERS[kind])
         parts = []
         for chosen in spans(self.dataset.starts, ENCODE_ROWS):
             voxels = self.voxel_batch(chosen)
@@ -196,7 +202,9 @@ class Workshop:
     @cached_property
     def structure_latents(self) -> Tensor:  # float16 [n, C, r, r, r]
         """Posterior means of all token grids."""
-        return self.cached("structure_latents", "structure_vae", self._encode_structures)["latents"]
+        return self.cached(
+            "structure_latents", "structure_vae", "sparse_structure_encoder", self._encode_structures
+        )["latents"]
 
     @torch.no_grad()
     def _encode_structures(self) -> dict[str, Tensor]:
@@ -236,7 +244,7 @@ class Workshop:
     @cached_property
     def picture_tokens(self) -> Tensor:  # float16 [n, V, M, C]
         """Of every view, by the finished encoder."""
-        return self.cached("picture_tokens", "encoders", self._encode_pictures)["tokens"]
+        return self.cached("picture_tokens", "encoders", "image_encoder", self._encode_pictures)["tokens"]
 
     @torch.no_grad()
     def _encode_pictures(self) -> dict[str, Tensor]:

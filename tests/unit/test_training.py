@@ -32,6 +32,7 @@ from trellis_core.training.checkpoints import (
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
+    save_weights,
 )
 from trellis_core.training.loop import LoopSettings, train
 from trellis_core.training.objectives import (
@@ -140,6 +141,8 @@ RECIPE = {
         "structure_vae": {"batch_size": 2, "kl": 0.01, "latent_noise": 0.1},
         "shape_vae": {"batch_size": 2, "position": 1.0, "kl": 0.01, "latent_noise": 0.1},
         "texture_vae": {"batch_size": 2, "l1": 1.0, "repaint": 1.0, "kl": 0.01, "latent_noise": 0.1},
+        "shape_decoder": {"batch_size": 2, "position": 1.0, "latent_noise": 0.3},
+        "texture_decoder": {"batch_size": 2, "l1": 1.0, "repaint": 0.5, "latent_noise": 0.3},
         "structure_flow": {"batch_size": 2, "times": [0.5, 1.0]},
         "shape_flow": {"batch_size": 4, "times": [0.5, 1.0]},
         "texture_flow": {"batch_size": 4, "times": [0.5, 1.0]},
@@ -160,6 +163,8 @@ ORDER = (
     "structure_vae",
     "shape_vae",
     "texture_vae",
+    "shape_decoder",
+    "texture_decoder",
     "structure_flow",
     "shape_flow",
     "texture_flow",
@@ -418,6 +423,26 @@ def test_cached_latents_are_made_again_when_their_encoder_changes(trained, tmp_p
     tensors = {k: v + 0.1 if k.startswith("average.shape_slat_encoder") else v for k, v in tensors.items()}
     save_file(tensors, path, {"counts": json.dumps(counts)})
     assert not torch.allclose(shop.latents("shape").feats, first)
+
+
+def test_a_decoder_that_goes_on_leaves_the_latents_as_they_are(trained, tmp_path):
+    shop = replace(trained, run=tmp_path)
+    copyfile(trained.run / "shape_vae.safetensors", tmp_path / "shape_vae.safetensors")
+    before = shop.latents("shape").feats
+    train_and_store(shop, "shape_decoder", LoopSettings(steps=2))
+    old = shop.finished("shape_vae", "shape_slat_decoder").state_dict()
+    new = shop.finished("shape_decoder", "shape_slat_decoder").state_dict()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    assert torch.equal(shop.latents("shape").feats, before)
+
+
+def test_a_run_starts_from_weights_alone(trained, tmp_path):
+    save_weights(tmp_path / "shape_vae.safetensors", trained.run / "shape_vae.safetensors")
+    train_and_store(replace(trained, run=tmp_path), "shape_vae", LoopSettings(steps=1))
+    start = averaged_weights(trained.run / "shape_vae.safetensors")
+    weights, counts = read_checkpoint(tmp_path / "shape_vae.safetensors")
+    assert counts["step"] == 1
+    assert all((weights[f"model.{name}"] - value).abs().max() < 0.1 for name, value in start.items())
 
 
 def test_a_stage_that_needs_an_untrained_network_says_so(trained, tmp_path):

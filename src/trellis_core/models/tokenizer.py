@@ -54,6 +54,11 @@ class Tokenizer:
         """Rows that an embedding of these ids needs."""
         return max(self.vocab.values()) + 1
 
+    def only(self, words: Iterable[str]) -> Tokenizer:
+        """A tokenizer that knows these words and nothing else: their pieces keep no ids of their own."""
+        pieces = [START, END, *(f"{word}{WORD_END}" for word in words)]
+        return Tokenizer({piece: i for i, piece in enumerate(pieces)}, self.merges)
+
     @classmethod
     def read(cls, vocab: Path, merges: Path) -> Tokenizer:
         """Raises `ModelError` for files that are missing or damaged."""
