@@ -19,7 +19,10 @@ SH0 = 0.28209479177387814  # 1 / (2 sqrt(pi)), the spherical harmonic of degree 
 
 @dataclass(frozen=True, slots=True)
 class Gaussians:
-    """Fuzzy ellipsoids: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering" (2023)."""
+    """Fuzzy ellipsoids.
+
+    Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering" (2023).
+    """
 
     positions: Tensor  # float32 [N, 3]    world space
     scales: Tensor  # float32 [N, 3]    standard deviations along the own axes, world units
@@ -158,7 +161,7 @@ def offset_perturbation(
     count: int,  # G
     voxel_size: float,  # how far offsets reach, in voxels
 ) -> Tensor:  # float32 [G, 3]
-    """What to add to raw offsets so that zeros spread evenly over a voxel: inverse of tanh(x) * voxel_size."""
+    """What to add to raw offsets, before tanh, so that zeros spread evenly over a voxel."""
     if voxel_size <= 1:
         raise ValueError(f"voxel_size must be more than 1, or corners are infinitely far, got {voxel_size}")
     return torch.atanh((2 * hammersley_points(count) - 1) / voxel_size).float()
