@@ -1,51 +1,134 @@
-"""Find the object in a picture without transparency, offline and without a network.
+"""Find the object in a picture without transparency: who does it, and two ways that need no network.
 
-Both methods model the background as a color that changes slowly over the picture, fitted to the border;
-colors that differ are the object. GrabCut (Rother et al., "GrabCut: Interactive Foreground Extraction using
-Iterated Graph Cuts", 2004) then refines the border of the object; it needs OpenCV. Good for objects before a
-plain background, not for busy scenes.
+Networks are given by the caller; `rembg` is used when its package and weights are there. The two offline ways
+model the background as a color that changes slowly over the picture, fitted to the border; colors that differ
+are the object. GrabCut (Rother et al., "GrabCut: Interactive Foreground Extraction using Iterated Graph
+Cuts", 2004) then refines the border of the object; it needs OpenCV. Good for objects before a plain
+background, not for busy scenes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from trellis_core.errors import BackendUnavailable, UsageError
+from trellis_core.errors import BackendUnavailable, InputError, ModelError, UsageError
 from trellis_core.image.components import label_components
-from trellis_core.image.preprocess import BackgroundRemover
+from trellis_core.image.preprocess import MASK_HINT, OPAQUE, BackgroundRemover
 
-METHODS = ("auto", "grabcut", "threshold", "keep")
+METHODS = ("auto", "keep", "rembg", "grabcut", "threshold")
 WORKING_SIDE = 512  # pixels; masks are found at this size and enlarged
 BORDER = 0.02  # of the shorter side: pixels taken to be background
 HOLE = 0.005  # of the picture: smaller enclosed spots of background color belong to the object
 SPECK = 0.03  # of the largest region: smaller regions are dropped
 PLAIN = 6.0  # gray levels: border colors stray less than this from a plain background
 BUSY = 0.001  # of the picture: if less than this differs from a busy border, only colors can tell
+SMALLEST, LARGEST = 0.005, 0.95  # of the picture: what a network calls the object and is refused outside
 PLAIN_HINT = "give a picture with a transparent background for the cleanest result"
+REMBG_NETWORK = "u2net"  # the package's default
 
 
-def choose_background_remover(name: str = "auto") -> tuple[BackgroundRemover | None, str]:
-    """The background remover called `name` and a notice for the user (may be empty).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network for background removal that this machine may have."""
 
-    "auto" takes GrabCut if OpenCV is installed, else the threshold; "keep" gives None: the whole picture is
-    the object. Raises `UsageError` for other names and `BackendUnavailable` when OpenCV is missing.
+    name: str
+    remover: BackgroundRemover | None  # reads its weights at the first picture; None: they are not here
+    automatic: bool = True  # "auto" may take it
+
+
+def choose_background_remover(
+    name: str = "auto",
+    networks: Sequence[Network] = (),  # best first
+) -> tuple[BackgroundRemover | None, str]:
+    """The background remover called `name` and a notice of what was chosen, for the user (may be empty).
+
+    "auto" takes the first network whose weights are here, else rembg if it is installed and has its weights,
+    else GrabCut if OpenCV is installed, else the threshold; "keep" gives None: the whole picture is the
+    object. Nothing is downloaded unless `rembg` is asked for by name. Raises `UsageError` for other names,
+    `ModelError` for a network without weights and `BackendUnavailable` when a package is missing.
     """
-    if name not in METHODS:
-        raise UsageError(f"unknown background remover `{name}`", hint=f"choose one of: {', '.join(METHODS)}")
-    has_opencv = find_spec("cv2") is not None
-    if name == "grabcut" and not has_opencv:
+    ours = {network.name: network for network in networks}
+    if name == "keep":
+        return None, ""
+    if name in ours:
+        return remover_of(ours[name]), f"the background is removed by `{name}`"
+    if name != "auto":
+        return method_named(name, ours), NOTICES[name]
+    for network in networks:
+        if network.automatic and network.remover is not None:
+            return network.remover, f"the background is removed by `{network.name}`"
+    if find_spec("rembg") is not None and rembg_weights().is_file():
+        return open_rembg(), NOTICES["rembg"]
+    name = "grabcut" if find_spec("cv2") is not None else "threshold"
+    pull = f", or run `trellis models pull {networks[0].name}`" if networks else ""
+    return METHODS_BY_COLOR[name], NOTICES[name] + pull
+
+
+def remover_of(network: Network) -> BackgroundRemover:
+    if network.remover is None:
+        raise ModelError(
+            f"the background remover `{network.name}` is not on this machine",
+            hint=f"run `trellis models pull {network.name}`",
+        )
+    return network.remover
+
+
+def method_named(name: str, others: Mapping[str, Network]) -> BackgroundRemover:
+    """One of METHODS that needs no network of ours, checked for the package that it needs."""
+    if name not in NOTICES:
+        names = ", ".join([*METHODS, *others])
+        raise UsageError(f"unknown background remover `{name}`", hint=f"choose one of: {names}")
+    if name == "rembg" and find_spec("rembg") is None:
+        raise BackendUnavailable(
+            "background remover `rembg` needs the package `rembg`, which is not installed",
+            hint="install it with `pip install 'rembg[cpu]'`, or pass `--background auto`",
+        )
+    if name == "grabcut" and find_spec("cv2") is None:
         raise BackendUnavailable(
             "background remover `grabcut` needs OpenCV, which is not installed",
             hint="install it with `pip install 'trellis-cli[image]'`, or pass `--background threshold`",
         )
-    if name == "keep":
-        return None, ""
-    if name == "grabcut" or (name == "auto" and has_opencv):
-        return mask_by_grabcut, f"the background is found by color (GrabCut); {PLAIN_HINT}"
-    return mask_by_threshold, f"the background is found by color (threshold); {PLAIN_HINT}"
+    return open_rembg() if name == "rembg" else METHODS_BY_COLOR[name]
+
+
+def require_object(mask: Image.Image) -> Image.Image:
+    """`mask` itself. Raises `InputError` when next to nothing or nearly everything in it is opaque."""
+    share = np.count_nonzero(np.asarray(mask) > OPAQUE) / (mask.width * mask.height)
+    if share < SMALLEST:
+        raise InputError("no object was found in the picture", hint=MASK_HINT)
+    if share > LARGEST:
+        raise InputError(
+            f"no background was found in the picture: {share:.0%} of it would be the object",
+            hint="give a picture that shows the whole object, or pass `--background keep`",
+        )
+    return mask
+
+
+def open_rembg() -> BackgroundRemover:
+    """A remover by the package `rembg`. It downloads its network (U2-Net) when it is not there yet."""
+
+    @cache
+    def network() -> Callable[[Image.Image], Image.Image]:
+        import rembg  # type: ignore[import-not-found, unused-ignore]
+
+        return partial(rembg.remove, session=rembg.new_session(REMBG_NETWORK), only_mask=True)
+
+    def remove(image: Image.Image) -> Image.Image:
+        return require_object(network()(image).convert("L"))
+
+    return remove
+
+
+def rembg_weights() -> Path:
+    """Where the package keeps its network, unless it was told otherwise."""
+    return Path.home() / ".u2net" / f"{REMBG_NETWORK}.onnx"
 
 
 def mask_by_threshold(image: Image.Image) -> Image.Image:
@@ -136,3 +219,14 @@ def enlarge(mask: np.ndarray, image: Image.Image) -> Image.Image:
     """To the size of `image`, with a border one working pixel soft."""
     small = Image.fromarray(mask.astype(np.uint8) * 255)
     return small.filter(ImageFilter.GaussianBlur(0.7)).resize(image.size, Image.Resampling.BICUBIC)
+
+
+METHODS_BY_COLOR: Mapping[str, Callable[[Image.Image], Image.Image]] = {
+    "grabcut": mask_by_grabcut,
+    "threshold": mask_by_threshold,
+}
+NOTICES: Mapping[str, str] = {
+    "rembg": "the background is removed by `rembg`",
+    "grabcut": f"the background is found by color (GrabCut); {PLAIN_HINT}",
+    "threshold": f"the background is found by color (threshold); {PLAIN_HINT}",
+}

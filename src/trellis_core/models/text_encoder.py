@@ -23,10 +23,13 @@ class CLIPTextEncoder(nn.Module):
     """Text transformer: token ids int64 [B, L] -> features float32 [B, L, C], after the final norm.
 
     Each token sees itself and those before it. There is no padding mask: end tokens that fill a short
-    prompt take part, as in training. `kernels` is taken as every network takes it; causal attention over a
-    few dozen tokens is torch's own. Raises `InputError` for more than `max_position_embeddings` tokens.
+    prompt take part, as in training. Of the published file of a whole CLIP model this half is read, strictly;
+    the picture half and the projections are left out by name. `kernels` is taken as every network takes it;
+    causal attention over a few dozen tokens is torch's own. Raises `InputError` for more than
+    `max_position_embeddings` tokens.
     """
 
+    other_tensors = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
     tokenizer: Tokenizer | None = None  # makes the ids it was trained on; given by who reads its files
 
     def __init__(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from trellis_core.errors import ModelError
 # training, and the `resolution` of some encoder files. They are dropped unless the class asks for them.
 DROPPED_ARGUMENTS = ("use_fp16", "dtype", "use_checkpoint", "block_args", "resolution")
 # Buffers that follow from the configuration: files may hold them or not.
-COMPUTED_BUFFERS = ("rope_phases", "pos_emb")
+COMPUTED_BUFFERS = ("rope_phases", "pos_emb", "text_model.embeddings.position_ids")
+# What trainers put before the keys of networks that they wrapped or compiled.
+WRAPPINGS = ("module.", "_orig_mod.")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -113,32 +116,59 @@ def configured_dtype(config: Mapping[str, Any]) -> torch.dtype:
 def fill_model(model: nn.Module, path: Path, *, device: torch.device | str = "cpu") -> None:
     """Replace all parameters and buffers of `model` by those in the file, in the dtypes that `model` has.
 
-    The file may store narrower numbers. Raises `ModelError`; then the model is unchanged.
+    The file may store narrower numbers. A model whose published file holds other networks, too, says so in
+    `other_tensors`: prefixes of keys that are not its own. Raises `ModelError`; then the model is unchanged.
     """
     wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     stored: dict[str, Tensor] = {}
+    with _opened(path) as file:
+        names = {unwrapped(key): key for key in file.keys()}  # noqa: SIM118
+        shapes = {key: tuple(file.get_slice(name).get_shape()) for key, name in names.items()}
+        problems = misfits(model, shapes)
+        if problems:
+            raise ModelError(f"`{path}` does not fit the network: {_first(problems)}", hint=_hint_pull())
+        for key in shapes.keys() & model.state_dict().keys():
+            stored[key] = file.get_tensor(names[key]).to(device).to(wanted[key].dtype)
+    model.load_state_dict(stored, strict=False, assign=True)
+    if hasattr(model, "reset_buffers"):  # tables that are computed, not stored
+        model.reset_buffers(torch.device(device))  # type: ignore[operator]
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor in a safetensors file, as `fill_model` reads them. Raises `ModelError`."""
+    with _opened(path) as file:
+        return {unwrapped(key): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+def unwrapped(key: str) -> str:
+    """A key without the prefixes that trainers leave."""
+    while key.startswith(WRAPPINGS):
+        key = key.partition(".")[2]
+    return key
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises `ModelError` when it is missing, or damaged anywhere that is read."""
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            problems = misfits(model, shapes)
-            if problems:
-                raise ModelError(f"`{path}` does not fit the network: {_first(problems)}", hint=_hint_pull())
-            for key in shapes.keys() & model.state_dict().keys():
-                stored[key] = file.get_tensor(key).to(device).to(wanted[key].dtype)
+            yield file
     except FileNotFoundError:
         raise ModelError(f"weights `{path}` do not exist", hint=_missing_hint(path)) from None
     except (SafetensorError, OSError) as error:
         raise ModelError(f"weights `{path}` are damaged: {error}", hint=_hint_pull()) from error
-    model.load_state_dict(stored, strict=False, assign=True)
-    if hasattr(model, "reset_buffers"):  # tables that are computed, not stored
-        model.reset_buffers(torch.device(device))  # type: ignore[operator]
 
 
 def misfits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What keeps a file with these tensors from filling `model`: one sentence per key."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     missing = [key for key in wanted if key not in shapes and key not in COMPUTED_BUFFERS]
-    foreign = [key for key in shapes if key not in wanted and key not in COMPUTED_BUFFERS]
+    others = tuple(getattr(model, "other_tensors", ()))
+    foreign = [
+        key
+        for key in shapes
+        if key not in wanted and key not in COMPUTED_BUFFERS and not key.startswith(others)
+    ]
     different = [key for key in wanted if key in shapes and shapes[key] != wanted[key]]
     return [
         *(f"missing `{key}`" for key in missing),
