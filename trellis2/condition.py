@@ -56,13 +56,14 @@ class Condition:
         given = tuple(pictures) if picture is None else (picture,)
         return cls(pictures=given, prompt=prompt, mode=mode, background=background)
 
-    def facts(self, prompt: Prompt | None) -> dict[str, Any]:
+    def facts(self, prompt: Prompt | None, familiarity: Sequence[float] = ()) -> dict[str, Any]:
         """JSON-able; kept in bundles and finished files. Names of files stay private."""
         if prompt is not None:
             return {"kind": "text", "prompt": prompt.text}
+        known = {"familiarity": [round(each, 3) for each in familiarity]} if familiarity else {}
         if len(self.pictures) > 1:
-            return {"kind": "pictures", "count": len(self.pictures), "mode": self.mode}
-        return {"kind": "picture"}
+            return {"kind": "pictures", "count": len(self.pictures), "mode": self.mode, **known}
+        return {"kind": "picture", **known}
 
 
 def prepare_pictures(condition: Condition, runtime: Runtime) -> list[Image.Image]:
@@ -88,6 +89,25 @@ def prepare_picture(picture: Picture, background: str) -> tuple[Image.Image, str
     remover, notice = choose_background_remover(background)
     notices = [image.info.get("notice", ""), "" if has_transparency(image) else notice]
     return preprocess_picture(image, remover), "; ".join(filter(None, notices))
+
+
+def unlike_training(familiarity: Sequence[float], text: TextSettings | None) -> str:
+    """What to say of pictures that are unlike all that the model was trained on; empty when none is."""
+    strange = [number for number, each in enumerate(familiarity, start=1) if each < 1]
+    if not strange:
+        return ""
+    if len(familiarity) == 1:
+        which = "this picture is unlike the pictures"
+    elif len(strange) == 1:
+        which = f"picture {strange[0]} is unlike the pictures"
+    else:
+        which = f"pictures {', '.join(map(str, strange))} are unlike the pictures"
+    values = ", ".join(f"{familiarity[number - 1]:.2f}" for number in strange)
+    subjects = f"; it knows: {', '.join(_subjects(text))}" if text is not None and text.nouns else ""
+    return (
+        f"{which} this model was trained on (familiarity {values}, usual is 1 or more), so the result is a "
+        f"guess{subjects}; for other things use a larger model"
+    )
 
 
 @dataclass(frozen=True, slots=True)

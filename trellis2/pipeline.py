@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from trellis2 import stages
-from trellis2.condition import Condition, Picture, Prompt, prepare_pictures, read_prompt
+from trellis2.condition import Condition, Picture, Prompt, prepare_pictures, read_prompt, unlike_training
 from trellis2.dual_grid import normalize_mesh
 from trellis2.networks import Networks
 from trellis2.settings import (
@@ -40,6 +40,7 @@ from trellis_core.geometry.asset import ExportSettings, build_asset, texture_mes
 from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
+from trellis_core.models.familiarity import familiarity
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
 from trellis_core.sampling.schedule import SamplerSettings
@@ -164,11 +165,11 @@ class Pipeline:
         )
         images = prepare_pictures(condition, runtime)
         with torch.inference_mode(), memory_errors("sampling"):
-            encoded = None
+            encoded, known = None, list[float]()
             if condition.prompt is not None:
                 encoded = self._encode_prompt(condition.prompt, run, kind.image_sizes)
             else:
-                self._encode_pictures(images, run, kind.image_sizes)
+                known = self._encode_pictures(images, run, kind.image_sizes)
             coords = self._sample_structure(run)
             latent, resolution = self._sample_shape(coords, run)
             color = self._sample_texture(latent, run)
@@ -182,7 +183,7 @@ class Pipeline:
             },
             info={
                 "model": asdict(self.identity),
-                "condition": condition.facts(encoded),
+                "condition": condition.facts(encoded, known),
                 "pipeline_type": kind.name,
                 "resolution": resolution,
                 "num_samples": num_samples,
@@ -305,8 +306,10 @@ class Pipeline:
                 mesh, voxels, export or ExportSettings(), runtime=runtime, extras=facts, writers=WRITERS
             )
 
-    def _encode_pictures(self, images: Sequence[Image.Image], run: Sampling, sizes: set[int]) -> None:
-        """Fill `run.conds` for every picture size the run needs."""
+    def _encode_pictures(
+        self, images: Sequence[Image.Image], run: Sampling, sizes: set[int]
+    ) -> list[float]:  # how familiar each picture is; empty when the model does not say
+        """Fill `run.conds` for every picture size the run needs; warns of pictures unlike any it knows."""
         steps = len(sizes) * len(images)
         run.runtime.report("condition", 0, steps, unused_pictures(run, len(images)))
         with self.networks.use("image_encoder", run.runtime) as encoder:
@@ -316,6 +319,13 @@ class Pipeline:
                     tokens = stages.encode_picture(encoder, [image], size, run.runtime)
                     run.conds[size] += (tokens.expand(run.num_samples, -1, -1),)
                     run.runtime.report("condition", sum(map(len, run.conds.values())), steps)
+        facts = self.settings.familiarity
+        if facts is None:
+            return []
+        known = [familiarity(tokens[:1], facts) for tokens in run.conds[min(sizes)]]
+        if warning := unlike_training(known, self.settings.text):
+            run.runtime.report("condition", steps, steps, warning=warning)
+        return known
 
     def _encode_prompt(self, text: str, run: Sampling, sizes: set[int]) -> Prompt:
         """Fill `run.conds` with the same tokens for every size."""

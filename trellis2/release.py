@@ -7,6 +7,7 @@ Knows nothing about how they were trained.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trellis_core.io.files import write_file
+from trellis_core.models.familiarity import FamiliarityFacts
 from trellis_core.models.tokenizer import Tokenizer
+from trellis_core.weights import hub
 
 IMAGE_MODELS = (
     "sparse_structure_decoder",
@@ -57,6 +61,7 @@ class ReleaseFacts:
     texture_normalization: tuple[Tensor, Tensor]
     export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
     text: ReleasedText | None = None  # of a model with a text encoder
+    familiarity: FamiliarityFacts | None = None  # which pictures the model knows
 
 
 def write_release(folder: Path, networks: Mapping[str, TrainedNetwork], facts: ReleaseFacts) -> None:
@@ -74,11 +79,19 @@ def write_release(folder: Path, networks: Mapping[str, TrainedNetwork], facts: R
         _write_json(ckpts / f"{name}.json", trained.config)
     if facts.text is not None:
         facts.text.tokenizer.write(ckpts / "text_encoder.vocab.json", ckpts / "text_encoder.merges.txt")
-    _write_json(folder / "pipeline.json", {"name": "Trellis2ImageTo3DPipeline", "args": _image_args(facts)})
+    _write_json(folder / hub.PIPELINE, {"name": "Trellis2ImageTo3DPipeline", "args": _image_args(facts)})
     _write_json(
         folder / "texturing_pipeline.json",
         {"name": "Trellis2TexturingPipeline", "args": _texturing_args(facts)},
     )
+
+
+def add_familiarity(folder: Path, facts: FamiliarityFacts) -> None:
+    """Let a model folder know which pictures it was trained on."""
+    path = folder / hub.PIPELINE
+    pipeline = json.loads(path.read_text(encoding="utf-8"))
+    pipeline["args"]["familiarity"] = facts.to_json()
+    _write_json(path, pipeline)
 
 
 def _image_args(facts: ReleaseFacts) -> dict[str, Any]:
@@ -99,6 +112,7 @@ def _image_args(facts: ReleaseFacts) -> dict[str, Any]:
         },
         "default_pipeline_type": str(facts.resolution),
         "export": dict(facts.export),
+        **({} if facts.familiarity is None else {"familiarity": facts.familiarity.to_json()}),
     }
 
 
@@ -150,4 +164,7 @@ def _normalization(vectors: tuple[Tensor, Tensor]) -> dict[str, list[float]]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """Indented, but lists of numbers on one line each."""
+    lines = json.dumps(content, indent=1)
+    packed = re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda found: "".join(found[0].split()), lines)
+    write_file(path, [packed.encode() + b"\n"])

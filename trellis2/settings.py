@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trellis_core.errors import ModelError, UsageError
+from trellis_core.models.familiarity import FamiliarityFacts
 from trellis_core.sampling.schedule import SamplerSettings
 
 
@@ -105,6 +106,7 @@ class PipelineSettings:
     pipeline_types: Mapping[str, PipelineType] = field(default_factory=lambda: dict(RELEASED_TYPES))
     default_pipeline_type: str = "1024_cascade"
     export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
+    familiarity: FamiliarityFacts | None = None  # of a model that knows which pictures it was trained on
 
     def pipeline_type(self, name: str | None) -> PipelineType:
         """The named type, or the default one; `UsageError` names what there is."""
@@ -166,6 +168,7 @@ def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
         text=_text(args.get("text_cond_model")),
         pipeline_types=types,
         export=dict(args.get("export", {})),
+        familiarity=FamiliarityFacts.from_json(args["familiarity"]) if "familiarity" in args else None,
         default_pipeline_type=args.get("default_pipeline_type")
         or next(iter(reversed(types)), "1024_cascade"),
     )

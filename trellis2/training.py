@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trellis2.known_pictures import SEEN, fit_held_out
 from trellis2.models import MODELS
 from trellis2.models.sparse_blocks import SparseResBlock, SparseResBlockS2C3d
 from trellis2.release import ReleasedText, ReleaseFacts, TrainedNetwork, write_release
 from trellis2.workshop import Latents, VoxelBatch, Workshop
+from trellis_core.models.familiarity import mean_token
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.loop import Log, LoopSettings, Objective, train
@@ -36,6 +38,7 @@ from trellis_core.training.regressor import VoxelRegressor, regression_losses
 from trellis_core.training.synthetic.captions import ALIASES, WORDS
 from trellis_core.training.synthetic.grids import color_grids, occupancy_grids
 from trellis_core.training.synthetic.objects import CATEGORIES
+from trellis_core.training.synthetic.shards import DatasetSettings
 
 Stage = Callable[[Workshop], tuple[nn.Module, Objective]]
 
@@ -407,6 +410,9 @@ def release(shop: Workshop, folder: Path) -> None:
         networks["text_encoder"] = with_vocabulary(networks["text_encoder"], shop.tokenizer, words)
         text = ReleasedText(words, shop.recipe["text"]["max_length"], WORDS, nouns(), ALIASES)
     shape, texture = shop.latents("shape"), shop.latents("texture")
+    data = DatasetSettings(resolution=shop.recipe["resolution"], image_size=shop.recipe["image_size"])
+    seen = mean_token(shop.picture_tokens[:SEEN, 0])
+    familiarity = fit_held_out(networks["image_encoder"].network, seen, data, shop.device)
     facts = ReleaseFacts(
         export=shop.recipe.get("export", {}),
         resolution=shop.recipe["resolution"],
@@ -416,6 +422,7 @@ def release(shop: Workshop, folder: Path) -> None:
         shape_normalization=(shape.mean, shape.std),
         texture_normalization=(texture.mean, texture.std),
         text=text,
+        familiarity=familiarity,
     )
     write_release(folder, networks, facts)
 

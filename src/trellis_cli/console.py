@@ -125,6 +125,7 @@ class Beginning(NamedTuple):
     step: int = 0
     steps: int = 1
     note: str = ""
+    warning: str = ""
 
 
 class Stages:
@@ -154,6 +155,8 @@ class Stages:
         self.show(step)
         if step.note:
             self.console.note(step.note)
+        if step.warning:
+            self.console.warn(step.warning)
 
     def begin(self, stage: str) -> None:
         """Announce a stage of the command's own: `start`, until the engine reports its first one."""

@@ -20,6 +20,7 @@ class Step:
     step: int
     steps: int
     note: str = ""
+    warning: str = ""  # the result may not be what was asked for
 
 
 Progress = Callable[[Step], None]  # may raise Cancelled
@@ -50,8 +51,8 @@ class Runtime:
     cache_condition: bool = True  # keep the conditioning keys and values of a stage
     progress: Progress = silent
 
-    def report(self, stage: str, step: int, steps: int, note: str = "") -> None:
-        self.progress(Step(stage, step, steps, note))
+    def report(self, stage: str, step: int, steps: int, note: str = "", warning: str = "") -> None:
+        self.progress(Step(stage, step, steps, note, warning))
 
     @classmethod
     def of_plan(cls, plan: MemoryPlan, device: torch.device, kernels: Kernels) -> Runtime:

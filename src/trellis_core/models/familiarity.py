@@ -11,17 +11,17 @@ Letters: n pictures, M tokens, C channels, K directions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DIGITS = 4  # of the numbers in a model's `pipeline.json`
+DIGITS = 3  # that count, of the numbers in a model's `pipeline.json`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FamiliarityFacts:
     """What a model knows about the pictures it was trained on."""
 
@@ -33,28 +33,38 @@ class FamiliarityFacts:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for `pipeline.json`."""
         return {
-            "mean": [round(x, DIGITS) for x in self.mean.tolist()],
-            "directions": [[round(x, DIGITS) for x in row] for row in self.directions.tolist()],
-            "rest": round(self.rest, 2 * DIGITS),
-            "limit": round(self.limit, DIGITS),
+            "mean": rounded(self.mean.tolist()),
+            "directions": [rounded(row) for row in self.directions.tolist()],
+            "rest": rounded([self.rest])[0],
+            "limit": rounded([self.limit])[0],
         }
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> FamiliarityFacts:
         """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError when it is damaged."""
-        return cls(
+        facts = cls(
             torch.tensor(entry["mean"], dtype=torch.float32),
             torch.tensor(entry["directions"], dtype=torch.float32),
             float(entry["rest"]),
             float(entry["limit"]),
         )
+        if facts.mean.ndim != 1 or facts.directions.shape[1:] != facts.mean.shape:
+            shapes = tuple(facts.mean.shape), tuple(facts.directions.shape)
+            raise ValueError(f"familiarity: mean and directions of shapes {shapes} do not go together")
+        if not (facts.rest > 0 and facts.limit > 0):
+            raise ValueError(f"familiarity: rest {facts.rest:g} and limit {facts.limit:g} must be above zero")
+        return facts
+
+
+def rounded(numbers: Iterable[float]) -> list[float]:
+    return [float(f"{x:.{DIGITS}g}") for x in numbers]
 
 
 def familiarity(
     tokens: Tensor,  # float32 [1, M, C] or [M, C]  of one picture
     facts: FamiliarityFacts,
 ) -> float:
-    """At least 1 for all but one in a hundred pictures of the training kind; well below 1 for others."""
+    """At least 1 for all but one or two in a hundred pictures of the training kind; well below 1 for others."""
     pooled = mean_token(tokens if tokens.ndim == 3 else tokens[None])
     if len(pooled) != 1:
         raise ValueError(f"familiarity is a fact about one picture, got {len(pooled)}")
@@ -69,7 +79,7 @@ def mean_token(tokens: Tensor) -> Tensor:  # [n, M, C] -> float32 [n, C]
 def fit_familiarity(
     pooled: Tensor,  # float32 [n, C]  mean tokens of training pictures, n > K
     held_out: Tensor,  # float32 [m, C]  of pictures that were not trained on
-    count: int = 32,  # K at most
+    count: int = 64,  # K at most; fewer see less: a cloud, a scribble pass for objects
     share: float = 0.99,  # of the held-out pictures counts as familiar
 ) -> FamiliarityFacts:
     """Learn what is usual from training pictures, and where the usual ends from held-out ones."""
@@ -78,6 +88,8 @@ def fit_familiarity(
     mean = pooled.double().mean(dim=0)
     _, length, axes = torch.linalg.svd(pooled.double() - mean, full_matrices=False)
     variance = length.square() / (len(pooled) - 1)
+    if not variance[0] > 0:
+        raise ValueError("the pictures are all alike: nothing can be learned from them")
     count = min(count, int((variance > 1e-6 * variance[0]).sum()))
     # one channel that never varied must not make everything strange
     rest = variance[count:].sum().sqrt().clamp_min(1e-3 * variance.sum().sqrt())
