@@ -42,4 +42,12 @@ OPS: Mapping[str, tuple[Backend, ...]] = {
         ),
         Backend(name="torch", module="closest_point", function="closest_point", probe=runs_everywhere),
     ),
+    "splat": (
+        Backend(name="warp", module="splat_warp", function="splat_warp", probe=warp_runs, hint=WARP_HINT),
+        Backend(name="torch", module="splat", function="splat", probe=runs_everywhere),
+    ),
+    "march": (
+        Backend(name="warp", module="march_warp", function="march_warp", probe=warp_runs, hint=WARP_HINT),
+        Backend(name="torch", module="march", function="march", probe=runs_everywhere),
+    ),
 }
