@@ -38,6 +38,13 @@ class Resolution(str, Enum):
 class Background(str, Enum):
     auto = "auto"
     keep = "keep"
+    birefnet = "birefnet"
+    birefnet_dynamic = "birefnet-dynamic"
+    birefnet_hr_matting = "birefnet-hr-matting"
+    birefnet_lite = "birefnet-lite"
+    birefnet_channel = "birefnet-channel"
+    rmbg_2 = "rmbg-2"
+    rembg = "rembg"
     grabcut = "grabcut"
     threshold = "threshold"
 
@@ -165,7 +172,10 @@ PipelineName = Annotated[
 BackgroundOption = Annotated[
     Background,
     _choice(
-        SAMPLING, "--background", "Find the object by: auto (default), keep (alpha), grabcut, threshold."
+        SAMPLING,
+        "--background",
+        "Find the object by: auto (default; the best that is here), keep (alpha), birefnet, rembg, grabcut, "
+        "threshold, or another network of `trellis models list`.",
     ),
 ]
 ModeOption = Annotated[

@@ -81,6 +81,50 @@ def test_the_list_names_every_model_its_licence_and_how_to_get_it(run):
         assert 16.0e9 < big["bytes"] < 16.4e9
 
 
+def test_the_list_says_which_models_take_text_and_which_networks_find_objects(run):
+    said = run("models", "list", "--json").json
+    assert all(isinstance(model["text"], bool) for model in said["models"])
+    assert not next(m for m in said["models"] if m["name"] == "trellis2-4b")["text"]
+    networks = {network["name"]: network for network in said["background"]}
+    assert networks["birefnet"]["licence"] == "MIT" and networks["birefnet"]["state"] in ("absent", "ready")
+    lines = run("models", "list").out.splitlines()
+    assert "text" in lines[0].split() and any(line.startswith("birefnet ") for line in lines)
+
+
+def test_a_background_network_is_one_file_that_is_pulled_by_name_and_verified(tmp_path):
+    files = {"ZhengPeng7/BiRefNet": {"model.safetensors": WEIGHTS, "birefnet.py": b"raise SystemExit"}}
+    with serve(Hub(files)) as server:
+        answer = trellis(server, tmp_path, "pull", "birefnet", "--json")
+        assert answer.returncode == 0, answer.stderr
+        assert "has changed its weights" in answer.stderr  # these are not the published ones
+        assert [path for path in server.downloads if not path.startswith("api")] == [
+            "ZhengPeng7/BiRefNet/model.safetensors"
+        ]
+        path = Path(json.loads(answer.stdout)["model"]["file"])
+        assert path.read_bytes() == WEIGHTS
+        assert "whole" in trellis(server, tmp_path, "verify", "birefnet").stdout
+        path.resolve().chmod(0o644)
+        path.resolve().write_bytes(WEIGHTS[:-4] + b"\0\0\0\0")
+        assert trellis(server, tmp_path, "verify", "birefnet").returncode == 4
+
+
+def test_a_text_encoder_is_pulled_with_its_tokenizer(tmp_path):
+    args = {**PIPELINE["args"], "text_cond_model": {"args": {"model": "lab/words"}}}
+    words = {
+        "config.json": b"{}",
+        "model.safetensors": WEIGHTS,
+        "vocab.json": b'{"a": 0}',
+        "merges.txt": b"#",
+    }
+    pipeline = json.dumps({"name": "P", "args": args}).encode()
+    with serve(
+        Hub({**FILES, MODEL: {**FILES[MODEL], "pipeline.json": pipeline}, "lab/words": words})
+    ) as server:
+        answer = trellis(server, tmp_path, "pull", MODEL)
+        assert answer.returncode == 0, answer.stderr
+        assert {f"lab/words/{name}" for name in words} <= set(server.downloads)
+
+
 def test_a_model_is_pulled_with_what_it_takes_from_other_repositories_and_is_whole(tmp_path):
     with serve(Hub(FILES)) as server:
         answer = trellis(server, tmp_path, "pull", MODEL, "--json")

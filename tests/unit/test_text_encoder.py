@@ -11,16 +11,21 @@ from __future__ import annotations
 import json
 import math
 import string
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from trellis_core.errors import InputError, ModelError
-from trellis_core.models.text_encoder import CLIPTextEncoder
+from trellis_core.models.text_encoder import CLIPTextEncoder, published_arguments
 from trellis_core.models.tokenizer import END, START, Tokenizer, split, word_vocabulary
+from trellis_core.weights.load import fill_model, misfits
+
+MANIFEST = Path(__file__).parents[1] / "golden" / "manifests" / "encoders" / "clip_vit_large_patch14.json"
 
 WORDS = ("a", "tall", "red", "chair", "with", "armrests", "and", "blue", "at", "cat", "table", "able")
 
@@ -117,28 +122,49 @@ def test_the_same_word_at_another_place_is_another_feature(encoder):
     assert not torch.allclose(features[0, 0], features[0, 1], atol=1e-2)
 
 
-def test_names_and_sizes_are_those_of_the_published_large_model():
+def published_model() -> tuple[CLIPTextEncoder, dict[str, tuple[int, ...]]]:
+    """The encoder of the large CLIP model without weights, and what the published file holds."""
+    manifest = json.loads(MANIFEST.read_text())
     with torch.device("meta"):
-        model = CLIPTextEncoder(
-            vocab_size=49408,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            max_position_embeddings=77,
-        )
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert shapes["text_model.embeddings.token_embedding.weight"] == [49408, 768]
-    assert shapes["text_model.embeddings.position_embedding.weight"] == [77, 768]
-    assert shapes["text_model.final_layer_norm.weight"] == [768]
-    layer = "text_model.encoder.layers.11"
-    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        assert shapes[f"{layer}.self_attn.{part}.weight"] == [768, 768]
-    assert shapes[f"{layer}.mlp.fc1.weight"] == [3072, 768]
-    assert shapes[f"{layer}.mlp.fc2.bias"] == [768]
-    assert shapes[f"{layer}.layer_norm2.bias"] == [768]
-    assert len(shapes) == 2 + 12 * 16 + 2
+        model = CLIPTextEncoder(**published_arguments(manifest["config"]))
+    return model, {key: tuple(facts["shape"]) for key, facts in manifest["tensors"].items()}
+
+
+def test_the_published_file_of_the_whole_model_fits_the_text_half():
+    model, shapes = published_model()
+    assert misfits(model, shapes) == []
     assert sum(tensor.numel() for tensor in model.parameters()) == 123_060_480
+
+
+def test_the_text_half_of_the_published_file_is_read_strictly():
+    model, shapes = published_model()
+    del shapes["text_model.final_layer_norm.bias"]
+    assert misfits(model, {**shapes, "text_model.more": (1,), "head.weight": (1,)}) == [
+        "missing `text_model.final_layer_norm.bias`",
+        "unexpected `text_model.more`",
+        "unexpected `head.weight`",
+    ]
+
+
+def test_arguments_are_read_from_the_whole_model_or_its_half():
+    half = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "dropout": 0.0}
+    arguments = published_arguments({"text_config": half, "vision_config": {"hidden_size": 1024}})
+    assert arguments == published_arguments(half)
+    assert arguments["hidden_size"] == 768 and arguments["vocab_size"] == 49408
+
+
+def test_tensors_of_the_picture_half_and_position_numbers_are_left_in_the_file(tmp_path, encoder, tokens):
+    others = {
+        "text_model.embeddings.position_ids": torch.arange(9)[None],
+        "vision_model.embeddings.position_ids": torch.arange(4)[None],
+        "visual_projection.weight": torch.ones(2, 2),
+        "logit_scale": torch.tensor(1.0),
+    }
+    save_file({**encoder.state_dict(), **others}, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        model = CLIPTextEncoder(**SIZES)
+    fill_model(model, tmp_path / "model.safetensors")
+    torch.testing.assert_close(model(tokens), encoder(tokens))
 
 
 def test_files_may_hold_position_numbers(encoder, tokens):

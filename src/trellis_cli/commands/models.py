@@ -16,12 +16,15 @@ from trellis_cli import options as o
 from trellis_cli import registry, released
 from trellis_cli.console import Beginning, Console
 from trellis_core.errors import ModelError
+from trellis_core.models.matting_release import RELEASES as MATTING
+from trellis_core.models.matting_release import WEIGHTS, MattingRelease
 from trellis_core.weights import hub
 from trellis_core.weights.verify import check_file
 
 app = typer.Typer(no_args_is_help=True)
 
 TEXTURING = "texturing_pipeline.json"
+TOKENIZER = ("vocab.json", "merges.txt")  # of text encoders
 Name = Annotated[
     str,
     typer.Argument(
@@ -98,23 +101,42 @@ def models_list(
 ) -> None:
     """Say which models are on this machine."""
     console: Console = ctx.obj
-    rows, facts = [], []
+    rows, facts = [row("model", "state", "size", "licence", "text", "what it is")], []
     for name, model in registry.MODELS.items():
         status = status_of(name)
+        text = model.text if status.folder is None else registry.has_text(status.folder)
         facts.append(
             {
                 **describe(status),
                 "licence": model.licence,
                 "repository": model.repository,
                 "summary": model.summary,
+                "text": text,
             }
         )
-        size = f"{status.bytes / 1e9:.2f} GB" if status.bytes else ""
-        rows.append(f"{name:<14}{status.state:<12}{size:>9}  {model.licence:<6}{model.summary}")
+        rows.append(row(name, status.state, gigabytes(status.bytes), model.licence, yes(text), model.summary))
         if status.state != "ready" and model.repository:
-            rows.append(f"{'':<14}get it with `trellis models pull {name}`")
+            rows.append(row("", f"get it with `trellis models pull {name}`"))
+    rows += ["", row("background", "state", "size", "licence", "", "what it is")]
+    for name, release in MATTING.items():
+        state = "absent" if release.find() is None else "ready"
+        rows.append(row(name, state, gigabytes(release.bytes), release.licence, "", release.summary))
+    rows.append(row("", "get one with `trellis models pull NAME`, for `--background NAME`"))
     console.facts["models"] = facts
+    console.facts["background"] = [describe_matting(name) for name in MATTING]
     console.result(rows)
+
+
+def row(name: str, state: str, size: str = "", licence: str = "", text: str = "", summary: str = "") -> str:
+    return f"{name:<20}{state:<12}{size:>9}  {licence:<14}{text:<6}{summary}".rstrip()
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size else ""
+
+
+def yes(is_so: bool) -> str:
+    return "yes" if is_so else "no"
 
 
 @app.command("pull")
@@ -134,6 +156,12 @@ def models_pull(
         console.result(["the embedded model travels in the package: nothing to download"])
         console.facts["model"] = describe(status_of(name))
         return
+    if name in MATTING:
+        files = [matting_file(console, MATTING[name])]
+        paths = pull(console, files, MATTING[name].repository, size_only)
+        console.facts["model"] = describe_matting(name)
+        console.result([str(path) for path in paths])
+        return
     known = registry.MODELS.get(name)
     repository = known.repository if known and known.repository else name
     if not hub.REPOSITORY.fullmatch(repository):
@@ -144,6 +172,17 @@ def models_pull(
     with console.working() as progress:
         progress(Beginning("list"))
         files = files_of(repository)
+    paths = pull(console, files, repository, size_only)
+    if size_only:
+        return
+    folder = next(path.parent for file, path in zip(files, paths, strict=True) if file.path == hub.PIPELINE)
+    console.facts["model"] = {"name": name, "folder": str(folder)}
+    console.result([str(folder)])
+
+
+def pull(console: Console, files: list[hub.RemoteFile], repository: str, size_only: bool) -> list[Path]:
+    """Say how much is missing and, unless that is all, fetch it."""
+    with console.working() as progress:
         wanted = hub.missing(files)
         size = sum(file.size or 0 for file in wanted)
         console.facts["download"] = {"files": len(wanted), "bytes": size}
@@ -151,7 +190,7 @@ def models_pull(
             "download", f"{len(wanted)} of {len(files)} files, {size / 1e9:.2f} GB, from {repository}"
         )
         if size_only:
-            return
+            return []
         if console.quiet or console.json or console.events:
             from huggingface_hub.utils import disable_progress_bars
 
@@ -164,9 +203,17 @@ def models_pull(
 
         paths = hub.pull(files, on_file=started)
         progress(Beginning("download", len(files), len(files)))
-    folder = next(path.parent for file, path in zip(files, paths, strict=True) if file.path == hub.PIPELINE)
-    console.facts["model"] = {"name": name, "folder": str(folder)}
-    console.result([str(folder)])
+    return paths
+
+
+def matting_file(console: Console, release: MattingRelease) -> hub.RemoteFile:
+    """The weights of a background removal network as the hub has them now. Asks the network."""
+    for file in hub.list_remote(release.repository):
+        if file.path == WEIGHTS:
+            if release.sha256 is not None and file.sha256 not in (None, release.sha256):
+                console.warn(f"{release.repository} has changed its weights since this version was made")
+            return file
+    raise ModelError(f"`{release.repository}` has no file `{WEIGHTS}`", hint="report it there")
 
 
 @app.command("verify")
@@ -181,6 +228,7 @@ def models_verify(
     """Check every weights file: header, size, and the published hash where it is known."""
     console: Console = ctx.obj
     present = [name for name in registry.MODELS if status_of(name).state != "absent"]
+    present += [name for name, release in MATTING.items() if release.find() is not None]
     rows, broken = [], []
     facts: list[dict[str, Any]] = []
     with console.working() as progress:
@@ -202,6 +250,8 @@ def models_verify(
 
 def verify_model(name: str, *, thorough: bool, on_file: Any = None) -> list[str]:
     """What is wrong with a model that should be here. `thorough` compares hashes, which reads every byte."""
+    if name in MATTING:
+        return verify_matting(name, thorough=thorough)
     folder = registry.find_model(name).folder
     problems = [f"`{reference}` is missing" for reference in registry.missing_checkpoints(folder)]
     files = weight_files(folder)
@@ -219,6 +269,17 @@ def verify_model(name: str, *, thorough: bool, on_file: Any = None) -> list[str]
     if on_file is not None:
         on_file(len(files), max(1, len(files)))
     return problems
+
+
+def verify_matting(name: str, *, thorough: bool) -> list[str]:
+    path = MATTING[name].find()
+    if path is None:
+        return ["it is not on this machine"]
+    try:
+        check_file(path, sha256=published_hash(path) if thorough else None)
+    except ModelError as error:
+        return [error.message]
+    return []
 
 
 def published_size(reference: str, folder: Path) -> int | None:
@@ -259,17 +320,15 @@ def files_of(repository: str) -> list[hub.RemoteFile]:
     listings: dict[str, dict[str, hub.RemoteFile]] = {}
     for reference in all_references(folder):
         if f"{reference}.safetensors" in listing:
-            own += [
-                listing[reference + suffix]
-                for suffix in (".json", ".safetensors")
-                if reference + suffix in listing
-            ]
+            suffixes = (".json", ".safetensors", *(f".{name}" for name in TOKENIZER))
+            own += [listing[reference + suffix] for suffix in suffixes if reference + suffix in listing]
             continue
         owner, name, *rest = reference.split("/")
         other, path = f"{owner}/{name}", "/".join(rest)
         if other not in listings:
             listings[other] = {file.path: file for file in hub.list_remote(other)}
-        names = [f"{path}.json", f"{path}.safetensors"] if path else ["config.json", "model.safetensors"]
+        names = [f"{path}.json", f"{path}.safetensors"] if path else ["config.json", WEIGHTS]
+        names += [file for file in TOKENIZER if not path and file in listings[other]]
         absent = [file for file in names if file not in listings[other]]
         if absent:
             raise ModelError(
@@ -286,4 +345,18 @@ def describe(status: Status) -> dict[str, Any]:
         "bytes": status.bytes,
         "folder": None if status.folder is None else str(status.folder),
         "missing": list(status.missing),
+    }
+
+
+def describe_matting(name: str) -> dict[str, Any]:
+    release = MATTING[name]
+    path = release.find()
+    return {
+        "name": name,
+        "state": "absent" if path is None else "ready",
+        "bytes": release.bytes,
+        "file": None if path is None else str(path),
+        "licence": release.licence,
+        "repository": release.repository,
+        "summary": release.summary,
     }

@@ -7,8 +7,10 @@ C channels.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -248,6 +250,12 @@ def rotate_halves(
     left, right = patches.chunk(2, dim=-1)
     turned = patches * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None]
     return torch.cat([first, turned.to(x.dtype)], dim=1)
+
+
+def published_arguments(config: Mapping[str, Any], encoder: type[nn.Module]) -> dict[str, Any]:
+    """Arguments of an image encoder from its published `config.json`, which says more than it takes."""
+    known = inspect.signature(encoder).parameters
+    return {name: value for name, value in config.items() if name in known}
 
 
 class DINOv2ViT(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trellis_core.weights.hub import RemoteFile, find_cached
+from trellis_core.weights.hub import find_cached
 
 WEIGHTS = "model.safetensors"
 
@@ -24,10 +24,6 @@ class MattingRelease:
     patch_order: str = "channel"  # of matting_decoder.PATCH_ORDERS
     side: int = 1024  # pixels that it was trained at
     automatic: bool = True  # `auto` may take it
-
-    @property
-    def weights(self) -> RemoteFile:
-        return RemoteFile(repository=self.repository, path=WEIGHTS, size=self.bytes, sha256=self.sha256)
 
     def find(self, cache: Path | None = None) -> Path | None:
         """Its weights on this machine, or None. Never asks the network."""
@@ -70,7 +66,7 @@ RELEASES: Mapping[str, MattingRelease] = {  # best first: the order of `--backgr
     # what TRELLIS.2 itself computes with birefnet's weights: the order of the code published beside them
     "birefnet-channel": replace(
         BIREFNET,
-        summary="birefnet's weights with the newer order of patches, as TRELLIS.2 runs them",
+        summary="birefnet's weights as TRELLIS.2 runs them",
         patch_order="channel",
         automatic=False,
     ),

@@ -6,6 +6,7 @@ Letters: B batch, L tokens, H heads, D head width, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,25 @@ from trellis_core.kernels.table import Kernels
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.nn.attention import REFERENCE
 from trellis_core.nn.blocks import convert_torso
+
+
+# What a published `config.json` leaves out: the defaults of the `transformers` package.
+PUBLISHED_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+}
+
+
+def published_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `CLIPTextEncoder` from the `config.json` of a whole CLIP model or of its text half."""
+    text = config.get("text_config") or config
+    return {name: text.get(name, default) for name, default in PUBLISHED_DEFAULTS.items()}
 
 
 class CLIPTextEncoder(nn.Module):

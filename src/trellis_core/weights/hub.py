@@ -152,7 +152,7 @@ def list_remote(
             revision=revision,
         )
         for file in info.siblings or ()
-        if Path(file.rfilename).suffix in (".json", ".safetensors")
+        if file.rfilename.endswith((".json", ".safetensors", "merges.txt"))
     ]
 
 
