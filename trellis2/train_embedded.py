@@ -1,4 +1,6 @@
-"""Train the embedded model from the command line, one stage and one piece of time after the other.
+"""Train the embedded model where only torch is installed, one stage and one piece of time after the other.
+
+`trellis train --recipe embedded` does the same with more comfort: several processes, curves, sample sheets.
 
     python -m trellis2.train_embedded data --data runs/train --objects 40000
     python -m trellis2.train_embedded encoders --data runs/train --run runs/m2 --seconds 1200
@@ -19,6 +21,7 @@ import argparse
 import json
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +31,7 @@ from trellis2.workshop import Workshop
 from trellis_core.kernels.table import Kernels, resolve_kernels
 from trellis_core.memory.devices import describe_device
 from trellis_core.training.checkpoints import save_weights
-from trellis_core.training.loop import LoopSettings
+from trellis_core.training.loop import LogEntry, LoopSettings
 from trellis_core.training.precision import Float32Attention, LoadedKernels
 from trellis_core.training.records import all_of, write_lines
 from trellis_core.training.synthetic.shards import DatasetSettings, write_shards
@@ -59,11 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     recipe = json.loads(options.recipe.read_text(encoding="utf-8"))
     if options.stages == "data":
-        settings = DatasetSettings(resolution=recipe["resolution"], image_size=recipe["image_size"])
+        data = DatasetSettings(resolution=recipe["resolution"], image_size=recipe["image_size"])
         seeds = range(options.first, options.first + options.objects)
-        write_shards(
-            options.data, seeds, settings, options.device, options.workers, lambda path: say(str(path))
-        )
+        write_shards(options.data, seeds, data, options.device, options.workers, lambda path: say(str(path)))
         return
     if options.stages == "weights":
         for path in sorted(options.run.glob("*.safetensors")):
@@ -89,10 +90,8 @@ def main() -> None:
         log_every=options.log_every,
     )
     for stage in options.stages.split(","):
-        log = all_of(
-            lambda entry, stage=stage: say(f"{stage} {entry}"), write_lines(shop.run / f"{stage}.jsonl")
-        )
         if not asked:
+            log = all_of(partial(tell, stage), write_lines(shop.run / f"{stage}.jsonl"))
             train_and_store(shop, stage, settings, log)
 
 
@@ -115,6 +114,10 @@ def open_workshop(options: argparse.Namespace, recipe: dict[str, object]) -> Wor
         not options.no_cache,
         options.compile,
     )
+
+
+def tell(stage: str, entry: LogEntry) -> None:
+    say(f"{stage} {entry}")
 
 
 def say(line: str) -> None:

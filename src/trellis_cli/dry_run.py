@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trellis_core.training.recipes import NetworkFacts, Recipe
 
 EMBEDDED = "embedded"
+STAGED = ("resolution", "token_resolution", "image_size", "models", "stages", "samplers")
 GIB = 2**30
 CARDS = (24, 40, 80, 141)  # GiB of usual data-centre cards
 LABEL = 15
@@ -42,8 +43,30 @@ def recipe_folders() -> list[Path]:
     return [place / "recipes" for place in places if (place / "recipes").is_dir()]
 
 
+def staged_recipe(name: str) -> dict[str, Any] | None:
+    """A recipe of stages that follow each other: `embedded`, or a JSON file of that form; None for others.
+
+    Raises `ModelError` when the package's own cannot be read.
+    """
+    if name == EMBEDDED:
+        return embedded_recipe()
+    path = Path(name)
+    if path.suffix != ".json":
+        return None
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # reading it as a recipe of one stage says what is wrong
+        return None
+    if not isinstance(recipe, dict) or "stages" not in recipe:
+        return None
+    lacking = [key for key in STAGED if key not in recipe]
+    if lacking:
+        raise UsageError(f"recipe `{path}` lacks `{lacking[0]}`", hint="see `configs/trellis2/embedded`")
+    return recipe
+
+
 def embedded_recipe() -> dict[str, Any]:
-    """The recipe of the model in the package: stages that follow each other, so it is of another form."""
+    """The recipe of the model in the package."""
     from trellis_cli.released import configuration_folder
 
     folder = configuration_folder("trellis2-4b")

@@ -3,9 +3,10 @@ classes.
 
 Properties: noising and velocity are the two ends of one straight line; Muon's updates are orthogonal; a stage
 that is interrupted and continued ends with the very weights of one that is not, and with its learning rate
-at zero; two processes with half a batch each train as one does; every weight of every stage
-learns, from pictures and from captions; what a stage trains can be released and loaded strictly. Not tested here: how good the results are
-(`tests/benchmarks/embedded_sheet.py`).
+at zero; what is left of a log interval is logged; every weight of every stage learns, from pictures and from
+captions; what a stage trains can be released, loaded strictly and run, and knows its pictures; samples of a
+run in training leave its random numbers alone. Not tested here: several processes
+(`test_training_distributed.py`), and how good the results are (`tests/benchmarks/embedded_quality.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.tiny_recipe import ORDER, RECIPE
 from trellis2.models import MODELS
+from trellis2.settings import read_settings
+from trellis2.stage_samples import missing_stages, sample_stage
 from trellis2.training import STAGES, release, stage_of, train_and_store
 from trellis2.workshop import Workshop
 from trellis_core.errors import ModelError, UsageError
@@ -53,122 +57,6 @@ from trellis_core.training.optimizer import (
 from trellis_core.training.precision import Float32Attention, mixed_precision
 from trellis_core.training.synthetic.shards import DatasetSettings, write_shards
 from trellis_core.weights.load import load_model
-
-FLOW = {
-    "model_channels": 16,
-    "cond_channels": 16,
-    "num_blocks": 1,
-    "num_heads": 2,
-    "mlp_ratio": 2,
-    "pe_mode": "ape",
-    "share_mod": True,
-    "initialization": "scaled",
-    "qk_rms_norm": True,
-    "qk_rms_norm_cross": True,
-}
-VAE = {"num_blocks": [0, 0, 1], "block_type": ["SparseConvNeXtBlock3d"] * 3, "block_args": [{}] * 3}
-ENCODER = {**VAE, "model_channels": [8, 8, 16], "down_block_type": ["SparseResBlockS2C3d"] * 2}
-DECODER = {
-    **VAE,
-    "num_blocks": [1, 0, 0],
-    "model_channels": [16, 8, 8],
-    "up_block_type": ["SparseResBlockC2S3d"] * 2,
-}
-STRUCTURE = {"latent_channels": 2, "num_res_blocks": 1, "num_res_blocks_middle": 0}
-RECIPE = {
-    "resolution": 16,
-    "token_resolution": 4,
-    "image_size": 16,
-    "text": {"max_length": 12, "share": 0.5},
-    "regressor": {"grid": 8, "queries": 4, "num_blocks": 1},
-    "models": {
-        "image_encoder": {
-            "name": "DINOv3ViT",
-            "args": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-                "patch_size": 8,
-                "num_register_tokens": 1,
-            },
-        },
-        "text_encoder": {
-            "name": "CLIPTextEncoder",
-            "args": {
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-            },
-        },
-        "sparse_structure_encoder": {
-            "name": "SparseStructureEncoder",
-            "args": {"in_channels": 1, "channels": [8, 8], **STRUCTURE},
-        },
-        "sparse_structure_decoder": {
-            "name": "SparseStructureDecoder",
-            "args": {"out_channels": 1, "channels": [8, 8], **STRUCTURE},
-        },
-        "shape_slat_encoder": {"name": "FlexiDualGridVaeEncoder", "args": {**ENCODER, "latent_channels": 4}},
-        "shape_slat_decoder": {
-            "name": "FlexiDualGridVaeDecoder",
-            "args": {"resolution": 16, **DECODER, "latent_channels": 4},
-        },
-        "tex_slat_encoder": {
-            "name": "SparseUnetVaeEncoder",
-            "args": {"in_channels": 6, **ENCODER, "latent_channels": 3},
-        },
-        "tex_slat_decoder": {
-            "name": "SparseUnetVaeDecoder",
-            "args": {"out_channels": 6, **DECODER, "latent_channels": 3, "pred_subdiv": False},
-        },
-        "sparse_structure_flow_model": {
-            "name": "SparseStructureFlowModel",
-            "args": {"resolution": 2, "in_channels": 2, "out_channels": 2, **FLOW},
-        },
-        "shape_slat_flow_model_16": {
-            "name": "SLatFlowModel",
-            "args": {"resolution": 4, "in_channels": 4, "out_channels": 4, **FLOW},
-        },
-        "tex_slat_flow_model_16": {
-            "name": "SLatFlowModel",
-            "args": {"resolution": 4, "in_channels": 7, "out_channels": 3, **FLOW},
-        },
-    },
-    "stages": {
-        "encoders": {"batch_size": 2, "text_batch_size": 2},
-        "structure_vae": {"batch_size": 2, "kl": 0.01, "latent_noise": 0.1},
-        "shape_vae": {"batch_size": 2, "position": 1.0, "kl": 0.01, "latent_noise": 0.1},
-        "texture_vae": {"batch_size": 2, "l1": 1.0, "repaint": 1.0, "kl": 0.01, "latent_noise": 0.1},
-        "shape_decoder": {"batch_size": 2, "position": 1.0, "latent_noise": 0.3},
-        "texture_decoder": {"batch_size": 2, "l1": 1.0, "repaint": 0.5, "latent_noise": 0.3},
-        "structure_flow": {"batch_size": 2, "times": [0.5, 1.0]},
-        "shape_flow": {"batch_size": 4, "times": [0.5, 1.0]},
-        "texture_flow": {"batch_size": 4, "times": [0.5, 1.0]},
-    },
-    "samplers": {
-        stage: {
-            "steps": 2,
-            "guidance_strength": 2.0,
-            "guidance_rescale": 0.0,
-            "guidance_interval": [0.0, 1.0],
-            "rescale_t": 3.0,
-        }
-        for stage in ("structure", "shape", "texture")
-    },
-}
-ORDER = (
-    "encoders",
-    "structure_vae",
-    "shape_vae",
-    "texture_vae",
-    "shape_decoder",
-    "texture_decoder",
-    "structure_flow",
-    "shape_flow",
-    "texture_flow",
-)
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +216,18 @@ def test_a_run_can_be_asked_to_stop(tmp_path):
     assert read_checkpoint(tmp_path / "a.safetensors")[1]["step"] == 2
 
 
+def test_what_is_left_of_a_log_interval_is_logged_and_every_checkpoint_is_told(tmp_path):
+    model, entries, saved = nn.Linear(1, 1), [], []
+    settings = LoopSettings(steps=5, log_every=3, on_save=lambda: saved.append((tmp_path / "a").exists()))
+
+    def objective(step: int):
+        return {"loss": model(torch.ones(1, 1)).sum(), "step": torch.tensor(float(step))}
+
+    train(model, objective, OptimizerSettings(), settings, tmp_path / "a", entries.append)
+    assert [(e.step, e.values["step"]) for e in entries] == [(3, 1.0), (5, 3.5)]
+    assert saved == [True]
+
+
 def test_a_length_must_be_given():
     with pytest.raises(UsageError, match="how long"):
         LoopSettings().progress(0, 0.0)
@@ -462,6 +362,34 @@ def test_a_release_loads_strictly_and_says_how_to_run_it(trained, tmp_path):
     assert all((tmp_path / f"{path}.safetensors").exists() for path in args["models"].values())
     texturing = json.loads((tmp_path / "texturing_pipeline.json").read_text())["args"]
     assert set(texturing["models"]) >= {"shape_slat_encoder", "tex_slat_decoder"}
+    facts = read_settings(tmp_path / "pipeline.json").familiarity
+    assert facts.directions.shape[1] == RECIPE["models"]["image_encoder"]["args"]["hidden_size"]
+
+
+def test_a_run_in_training_shows_what_it_makes(trained):
+    flows = {"structure_flow": "cells", "shape_flow": "mesh", "texture_flow": "materials"}
+    for flow, result in flows.items():
+        before = torch.random.get_rng_state(), trained.generator.get_state()
+        samples = sample_stage(trained, flow, 2)
+        again = sample_stage(trained, flow, 2)
+        assert torch.equal(torch.random.get_rng_state(), before[0])
+        assert torch.equal(trained.generator.get_state(), before[1])
+        assert len(samples) == 4  # pictures and captions
+        for one, other in zip(samples, again, strict=True):
+            assert (one.picture is None) == (one.label.split()[0] != "picture")
+            if one.cells is not None:
+                assert getattr(one, result) is not None
+                assert torch.equal(one.cells, other.cells)
+    assert any(sample.cells is not None for sample in samples)
+
+
+def test_samples_need_the_earlier_stages(trained, tmp_path):
+    shop = replace(trained, run=tmp_path)
+    copyfile(trained.run / "encoders.safetensors", tmp_path / "encoders.safetensors")
+    assert missing_stages(shop, "structure_flow") == ["structure_vae", "structure_flow"]
+    assert missing_stages(trained, "texture_flow") == []
+    with pytest.raises(ModelError, match="not trained"):
+        sample_stage(shop, "structure_flow", 1)
 
 
 def test_the_embedded_recipe_builds_every_network():

@@ -1,16 +1,24 @@
 """What a training run leaves to read.
 
-Properties: every entry is one JSON line; entries that a resumed run repeats replace the lost ones; curves are a
-picture; TensorBoard reads the events.
+Properties: every entry is one JSON line; entries that a resumed run repeats replace the lost ones; curves are
+a picture, also when an entry lacks a value; TensorBoard reads events and pictures.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
 
 from trellis_core.training.loop import LogEntry
-from trellis_core.training.records import all_of, draw_curves, read_lines, write_events, write_lines
+from trellis_core.training.records import (
+    all_of,
+    draw_curves,
+    read_lines,
+    write_events,
+    write_lines,
+    write_picture,
+)
 
 
 def entry(step: int, loss: float) -> LogEntry:
@@ -34,6 +42,8 @@ def test_curves_are_drawn_as_a_picture(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
     assert picture.shape[1] > picture.shape[0]
     assert picture.std() > 5
+    draw_curves({"flow": [{"step": 1, "loss": 1.0}, {"step": 2, "kl": 2.0}], "none": []}, tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 1000
 
 
 def test_events_reach_tensorboard(tmp_path):
@@ -45,3 +55,12 @@ def test_events_reach_tensorboard(tmp_path):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 0.5)]
     assert (tmp_path / "a.jsonl").exists()
+
+
+def test_pictures_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_picture(tmp_path, "samples", torch.zeros(4, 6, 3, dtype=torch.uint8), 7)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.width, e.height) for e in events.Images("samples")] == [(7, 6, 4)]

@@ -64,7 +64,7 @@ def familiarity(
     tokens: Tensor,  # float32 [1, M, C] or [M, C]  of one picture
     facts: FamiliarityFacts,
 ) -> float:
-    """At least 1 for all but one or two in a hundred pictures of the training kind; well below 1 for others."""
+    """At least 1 for all but one or two in a hundred pictures of the training kind, below 1 for others."""
     pooled = mean_token(tokens if tokens.ndim == 3 else tokens[None])
     if len(pooled) != 1:
         raise ValueError(f"familiarity is a fact about one picture, got {len(pooled)}")

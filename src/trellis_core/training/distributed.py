@@ -6,7 +6,7 @@ Started by `torchrun`; gradients are averaged, everything else is the same code 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where the processes meet
 
     @property
     def leads(self) -> bool:
@@ -26,16 +27,22 @@ class World:
         return self.rank == 0
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the processes; a parameter without one counts as zero."""
+        """Replace every gradient by its mean over the processes.
+
+        A gradient that some processes lack counts as zero there; one that all lack stays away.
+        """
         if self.size == 1:
             return
         parameters = list(parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        there = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
+        dist.all_reduce(there)
         flat /= self.size
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = part.view_as(p)
+        parts = flat.split([p.numel() for p in parameters])
+        for p, part, count in zip(parameters, parts, there.tolist(), strict=True):
+            p.grad = part.view_as(p) if count else None
 
     def broadcast(self, model: nn.Module) -> None:
         """Give every process the weights of the first."""
@@ -47,9 +54,25 @@ class World:
         """The first process's number, on all of them (elapsed time, so that all stop at one step)."""
         if self.size == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.float64, device=_device())
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.broadcast(shared, 0)
         return float(shared)
+
+    def any(self, said: bool) -> bool:
+        """Whether one process or more said so, on all of them (a signal reaches them at different steps)."""
+        if self.size == 1:
+            return said
+        shared = torch.tensor(float(said), device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared)
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean over the processes of numbers with the same names."""
+        if self.size == 1:
+            return dict(values)
+        shared = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared)
+        return dict(zip(values, (shared / self.size).tolist(), strict=True))
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of all processes, `name.rank`; byte tensors of equal size on every process."""
@@ -57,24 +80,26 @@ class World:
             return {f"{name}.0": value for name, value in tensors.items()}
         out: dict[str, Tensor] = {}
         for name, value in tensors.items():
-            parts = [torch.empty_like(value, device=_device()) for _ in range(self.size)]
-            dist.all_gather(parts, value.to(_device()))
+            parts = [torch.empty_like(value, device=self.device) for _ in range(self.size)]
+            dist.all_gather(parts, value.to(self.device))
             out |= {f"{name}.{rank}": part.cpu() for rank, part in enumerate(parts)}
         return out
 
 
-def join_world(rank: int, size: int, backend: str) -> World:
-    """Meet the other processes (addresses as `torchrun` hands them to every process)."""
+def join_world(rank: int, size: int, device: torch.device) -> World:
+    """Meet the other processes, over NCCL on a GPU of one's own, over Gloo on a CPU.
+
+    Where they meet is what `torchrun` hands to every process.
+    """
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group(backend, rank=rank, world_size=size)
-    return World(rank, size)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", rank=rank, world_size=size, device_id=device)
+        else:
+            dist.init_process_group("gloo", rank=rank, world_size=size)
+    return World(rank, size, device)
 
 
 def leave_world(world: World) -> None:
-    if world.size > 1:
+    if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _device() -> torch.device:
-    """Where the backend's collectives work."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -55,6 +55,7 @@ class LoopSettings:
     save_every: float = 120.0  # seconds
     world: World = field(default_factory=World)
     stop: Callable[[], bool] = field(default=lambda: False)  # asked between steps: end this piece
+    on_save: Callable[[], None] = field(default=lambda: None)  # called when a checkpoint was written
 
     def progress(self, step: int, elapsed: float) -> float:
         """How much of the stage is done; 1 or more at its end."""
@@ -89,22 +90,27 @@ def train(
             with suppress(KeyError):  # a process more than before starts with its own numbers
                 generator.set_state(done.generators[f"{name}.{world.rank}"])
     began, before = time.monotonic(), done.elapsed
-    saved, first = began, done.step
+    saved, first = before, done.step
+    sums: dict[str, Tensor] = {}
+    seen = 0
 
     def save() -> None:
         done.generators = world.gather({name: g.get_state() for name, g in generators.items()})
         if checkpoint and world.leads:
             save_checkpoint(checkpoint, model, optimizer, average, done)
+            settings.on_save()
 
-    sums: dict[str, Tensor] = {}
-    seen = 0
+    def tell() -> None:
+        means = world.mean({name: float(value) / seen for name, value in sums.items()})
+        if world.leads:
+            log(LogEntry(done.step, done.elapsed, means))
+
     model.train()
     while True:
-        now = time.monotonic()
-        done.elapsed = before + world.agree(now - began)
+        done.elapsed = before + world.agree(time.monotonic() - began)
         if (progress := settings.progress(done.step, done.elapsed)) >= 1:
             break
-        if settings.stop() or done.step - first == settings.stop_after:
+        if world.any(settings.stop()) or done.step - first == settings.stop_after:
             break
         losses = _gradients(objective, done.step, settings)
         world.average_gradients(optimizer.parameters)
@@ -115,12 +121,13 @@ def train(
         for name, value in losses.items():
             sums[name] = sums[name] + value if name in sums else value
         if seen == settings.log_every:
-            if world.leads:
-                log(LogEntry(done.step, done.elapsed, {k: float(v) / seen for k, v in sums.items()}))
+            tell()
             sums, seen = {}, 0
-        if now - saved > settings.save_every:
+        if done.elapsed - saved > settings.save_every:
             save()
-            saved = now
+            saved = done.elapsed
+    if seen:
+        tell()
     save()
     model.load_state_dict(average.weights)
     model.eval()

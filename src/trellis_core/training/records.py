@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from trellis_core.errors import BackendUnavailable
 from trellis_core.training.loop import Log, LogEntry
@@ -30,11 +33,7 @@ def write_lines(path: Path) -> Log:
 
 def write_events(folder: Path) -> Log:
     """TensorBoard scalars. Raises `BackendUnavailable` without the package."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise BackendUnavailable("TensorBoard is not installed", hint=HINT) from error
-    writer = SummaryWriter(str(folder))
+    writer = _summary(folder)
 
     def log(entry: LogEntry) -> None:
         for name, value in entry.values.items():
@@ -42,6 +41,12 @@ def write_events(folder: Path) -> Log:
         writer.flush()
 
     return log
+
+
+def write_picture(folder: Path, name: str, picture: Tensor, step: int) -> None:
+    """A picture uint8 [H, W, 3] for TensorBoard. Raises `BackendUnavailable` without the package."""
+    with _summary(folder) as writer:
+        writer.add_image(name, picture, step, dataformats="HWC")
 
 
 def all_of(*logs: Log) -> Log:
@@ -83,14 +88,23 @@ def draw_curves(
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (stage, entries) in zip(panels, stages.items(), strict=False):
         steps = [e["step"] for e in entries]
-        for name in entries[0] if entries else ():
+        for name in dict.fromkeys(name for entry in entries for name in entry):
             if name not in ("step", "elapsed", "norm") and names(name):
-                panel.plot(steps, [e[name] for e in entries], label=name, linewidth=1)
+                panel.plot(steps, [e.get(name, math.nan) for e in entries], label=name, linewidth=1)
         panel.set(title=stage, xlabel="step", yscale="log")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="x-small")
+        if panel.lines:
+            panel.legend(fontsize="x-small")
     for panel in panels[len(stages) :]:
         panel.set_visible(False)
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)
     partial.replace(path)
+
+
+def _summary(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BackendUnavailable("TensorBoard is not installed", hint=HINT) from error
+    return SummaryWriter(str(folder))
