@@ -288,7 +288,9 @@ def cube_meshes(
 ) -> list[CubeMesh]:
     """The decoder's numbers as surfaces, one per sample; a sample without a surface has no faces."""
     return [
-        cube_mesh(decoded.coords[rows, 1:], decoded.feats[rows].float(), layout, resolution, training=training)
+        cube_mesh(
+            decoded.coords[rows, 1:], decoded.feats[rows].float(), layout, resolution, training=training
+        )
         for rows in map(decoded.layout.rows, range(decoded.batch_size))
     ]
 

@@ -8,7 +8,7 @@ K ranks, D samples per vector.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,7 @@ class GaussianLayout:
     perturb_offset: bool = True  # zeros spread the centres over the voxel
     reach: float = 1.5  # how far a centre may leave the voxel's: this times half a voxel
     kernel_size: float = 0.1  # pixels^2
-    activation: GaussianActivation = GaussianActivation()
+    activation: GaussianActivation = field(default_factory=GaussianActivation)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> GaussianLayout:
@@ -149,7 +149,7 @@ def radiance_fields(
     layout: FieldLayout,
     resolution: int,
 ) -> list[RadianceField]:
-    """The decoder's numbers as tri-vector fields, one per sample; differentiable. Zeros are vectors of ones."""
+    """The decoder's numbers as tri-vector fields, one per sample. Zeros are vectors of ones."""
     rank, dim = layout.rank, layout.dim
     vectors, densities, colors = decoded.feats.float().split([3 * rank * dim, rank, 3 * rank], dim=1)
     vectors = vectors.unflatten(1, (rank, 3, dim)) + 1

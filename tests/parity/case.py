@@ -7,6 +7,7 @@ its outputs by name. Expected outputs are read from the file only afterwards, by
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+WEIGHTS_ELSEWHERE = re.compile(r"weights are those of case (\w+)")  # how a sidecar says whose weights it uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +73,21 @@ class Kind:
 def read_case(path: Path) -> Case:
     """Read the part of a case that the code under test may see. `path` is the JSON sidecar."""
     info = json.loads(path.read_text())
-    inputs, weights = {}, {}
-    with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            if key.startswith("in."):
-                inputs[key[3:]] = file.get_tensor(key)
-            elif key.startswith("weights."):
-                weights[key[8:]] = file.get_tensor(key)
+    inputs, weights = read_tensors(path, "in."), read_tensors(path, "weights.")
+    elsewhere = WEIGHTS_ELSEWHERE.search(info.get("notes") or "")
+    if elsewhere and not weights:
+        weights = read_tensors(path.with_name(elsewhere[1]), "weights.")
     return Case(info.get("case", path.stem), info["kind"], info, inputs, weights)
 
 
-def read_expected(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a case whose names begin with `prefix`, which is dropped."""
     with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
-        return {key[4:]: file.get_tensor(key) for key in file.keys() if key.startswith("out.")}  # noqa: SIM118
+        return {k[len(prefix) :]: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+
+
+def read_expected(path: Path) -> dict[str, Tensor]:
+    return read_tensors(path, "out.")
 
 
 def compare_by_tolerance(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) -> list[Check]:

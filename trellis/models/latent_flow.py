@@ -7,6 +7,7 @@ M condition tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -82,13 +83,14 @@ class SLatFlowModel(FlowTransformer):
         self.input_blocks = nn.ModuleList()
         self.out_blocks = nn.ModuleList()
         joined = 2 if use_skip_connection else 1
-        for width, wider in zip(widths, (*widths[1:], model_channels), strict=True):
+        levels = list(pairwise((*widths, model_channels)))
+        for width, wider in levels:
             for _ in range(num_io_res_blocks - 1):
                 self.input_blocks.append(SparseResBlock3d(width, model_channels, kernels=kernels))
             self.input_blocks.append(
                 SparseResBlock3d(width, model_channels, wider, downsample=True, kernels=kernels)
             )
-        for width, wider in zip(widths[::-1], (*widths[1:], model_channels)[::-1], strict=True):
+        for width, wider in reversed(levels):
             self.out_blocks.append(
                 SparseResBlock3d(joined * wider, model_channels, width, upsample=True, kernels=kernels)
             )

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trellis.models.modulation import require_absolute_positions
 from trellis.models.serial_windows import SerialWindowAttention, SerialWindows, serial_windows
-from trellis.models.sparse_blocks import SparseConv, SparseSubdivideBlock3d
+from trellis.models.sparse_blocks import SparseSubdivideBlock3d
 from trellis.representations import CubeLayout, FieldLayout, GaussianLayout
 from trellis_core.errors import ModelError
 from trellis_core.kernels.table import Kernels
@@ -141,7 +141,7 @@ class SLatEncoder(LatentTorso):
 
 
 class SLatGaussianDecoder(LatentTorso):
-    """Latents float32 [T, C] -> raw Gaussian parameters float32 [T, 14 G], see `representations.gaussians`."""
+    """Latents float32 [T, C] -> raw parameters float32 [T, 14 G], see `representations.gaussians`."""
 
     offset_perturbation: Tensor  # float32 [G, 3]
 
@@ -242,7 +242,7 @@ class SLatMeshDecoder(LatentTorso):
             if isinstance(module, SparseConv3d):
                 module.reset_parameters()
         for block in self.upsample:
-            last = block.out_layers[-1]
-            if isinstance(last, SparseConv):
+            if isinstance(block, SparseSubdivideBlock3d):
+                last: Any = block.out_layers[-1]
                 nn.init.zeros_(last.conv.weight)
-                nn.init.zeros_(last.conv.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(last.conv.bias)

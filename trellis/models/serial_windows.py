@@ -60,7 +60,9 @@ def _cut(
 ) -> SerialWindows:
     offset = torch.tensor(shift_window, dtype=torch.int32, device=plan.coords.device)
     codes = CURVES[curve](plan.coords[:, 1:] + offset)
-    gather, lengths, samples = [], [], []
+    gather: list[Tensor] = []
+    lengths: list[int] = []
+    samples: list[int] = []
     scatter = torch.empty(len(codes), dtype=torch.int64)
     for sample in range(plan.batch_size):
         start, stop = plan.layout.starts[sample : sample + 2]

@@ -50,7 +50,7 @@ class PointwiseConv(nn.Module):
 class SparseGroupNorm32(nn.GroupNorm):
     """Group norm over all voxels of a sample (Wu & He, 2018), computed in float32."""
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         groups = x.feats.float().unflatten(1, (self.num_groups, -1))  # [T, G, C / G]
         normed = torch.empty_like(x.feats)
         for sample in range(x.batch_size):

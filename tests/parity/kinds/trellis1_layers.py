@@ -278,7 +278,9 @@ def sparse_group_norm(case: Case) -> dict[str, Tensor]:
 
 def sparse_rms_norm(case: Case) -> dict[str, Tensor]:
     norm = MultiHeadRMSNorm(case.config["dim"], case.config["heads"])
-    return {"y": filled(norm, case.weights)(sparse_input(case).feats.unflatten(1, (case.config["heads"], -1)))}
+    return {
+        "y": filled(norm, case.weights)(sparse_input(case).feats.unflatten(1, (case.config["heads"], -1)))
+    }
 
 
 def resampled(case: Case) -> dict[str, Tensor]:
@@ -332,9 +334,7 @@ def remembered(coarse: SparseTensor, coords: Tensor, parent: Tensor) -> SparsePl
     fine = SparsePlan(coords, coarse.batch_size)
     x, y, z = coords[:, 1:].unbind(1)
     number = (x & 1) + 2 * (y & 1) + 4 * (z & 1)
-    return SparsePlan(
-        coarse.coords, coarse.batch_size, Links(fine, (parent * 8 + number).int(), len(coarse))
-    )
+    return SparsePlan(coarse.coords, coarse.batch_size, Links(fine, (parent * 8 + number).int(), len(coarse)))
 
 
 def subdivide_block(case: Case) -> dict[str, Tensor]:

@@ -195,7 +195,9 @@ def compare_meshes(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) 
         for extra in ("vertex_attrs", "colors"):
             if f"{prefix}{extra}" in rest:
                 theirs = rest.pop(f"{prefix}{extra}")
-                checks.append(compare_tensor(f"{prefix}{extra}", got[f"{prefix}{extra}"][partner], theirs, rule))
+                checks.append(
+                    compare_tensor(f"{prefix}{extra}", got[f"{prefix}{extra}"][partner], theirs, rule)
+                )
         if f"{prefix}face_normal" in rest:
             theirs = rest.pop(f"{prefix}face_normal")
             checks.append(same_normals(prefix, got, theirs, ours, canonical(faces.long())))
