@@ -20,6 +20,7 @@ from trellis_core.io.files import write_file
 from trellis_core.models.familiarity import FamiliarityFacts
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.weights import hub
+from trellis_core.weights.load import COMPUTED_BUFFERS
 
 IMAGE_MODELS = (
     "sparse_structure_decoder",
@@ -74,7 +75,8 @@ def write_release(folder: Path, networks: Mapping[str, TrainedNetwork], facts: R
     ckpts = folder / "ckpts"
     ckpts.mkdir(parents=True, exist_ok=True)
     for name, trained in networks.items():
-        tensors = {k: v.detach().half().contiguous() for k, v in trained.network.state_dict().items()}
+        state = trained.network.state_dict()
+        tensors = {k: v.detach().half().contiguous() for k, v in state.items() if k not in COMPUTED_BUFFERS}
         save_file(tensors, ckpts / f"{name}.safetensors")
         _write_json(ckpts / f"{name}.json", trained.config)
     if facts.text is not None:
