@@ -1,7 +1,8 @@
 """`trellis train`: what it says before it starts, its data, a fine-tuned adapter from meshes to a model.
 
 Properties: every recipe can be dry-run without weights; what is missing or wrong is one error with a hint; a
-run can be interrupted and continued; a merged adapter is a model.
+run that is interrupted and continued ends, bit for bit, as one that is not; what a recipe of stages trains is
+seen in curves and sheets, and becomes a model that knows its pictures; a merged adapter is a model.
 Not tested: the quality of what is trained.
 """
 
@@ -15,11 +16,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import trimesh
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.cli.conftest import Run
+from tests.tiny_recipe import RECIPE
+from trellis2.settings import read_settings
 from trellis_cli.app import main
+from trellis_cli.commands import train_setup
 from trellis_cli.dry_run import recipe_folders
 from trellis_core.training.recipes import find_recipes
 
@@ -98,6 +105,7 @@ def test_an_adapter_is_trained_continued_and_merged(run, data, tiny_model, tmp_p
     assert first.code == 0, first.err
     assert first.json["finished"] and first.json["step"] == 2
     assert len((tmp_path / "mine" / "log.jsonl").read_text().splitlines()) == 2
+    assert first.json["curves"] == "mine/curves.png" and (tmp_path / "mine" / "curves.png").exists()
     run(*common, "--steps", 3).assert_one_error(2)
     more = run(*common, "--steps", 3, "--resume", "--json")
     assert more.json["step"] == 3
@@ -133,6 +141,97 @@ def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint(run, data, tin
     assert more.code == 0 and more.json["finished"] and more.json["step"] == said.json["step"] + 1
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory) -> Path:
+    """A tiny recipe of stages, and objects for it."""
+    folder = tmp_path_factory.mktemp("staged")
+    recipe = folder / "tiny.json"
+    recipe.write_text(json.dumps(RECIPE))
+    made = main(
+        [
+            str(a)
+            for a in ["train", "data", "--recipe", recipe, "--objects", 6, "--out", folder / "data", "-q"]
+        ]
+    )
+    assert made == 0
+    return folder
+
+
+def stages(staged: Path, run_folder: str, *more: object) -> list[object]:
+    recipe, data = staged / "tiny.json", staged / "data"
+    return ["train", "--recipe", recipe, "--data", data, "--run", run_folder, "--device", "cpu", *more]
+
+
+def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(run, staged, tmp_path):
+    """SIGTERM, as a cluster sends it, in the second of two stages; twice continued."""
+    chosen = ["--stage", "structure_vae,shape_vae", "--steps", 40]
+    assert run(*stages(staged, "whole", *chosen)).code == 0
+
+    def terminate() -> None:
+        log = tmp_path / "pieces" / "shape_vae.jsonl"
+        while not log.exists() or len(log.read_text().splitlines()) < 4:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    waiting = threading.Thread(target=terminate)
+    waiting.start()
+    said = run(*stages(staged, "pieces", *chosen, "--json"))
+    waiting.join()
+    assert said.code == 130 and not said.json["finished"]
+    assert 8 <= steps_of(tmp_path / "pieces" / "shape_vae.safetensors") < 40
+    assert run(*stages(staged, "pieces", *chosen, "--resume")).code == 0
+    for name in ("structure_vae", "shape_vae"):
+        whole, pieces = (
+            load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "pieces")
+        )
+        assert whole.keys() == pieces.keys()
+        assert all(torch.equal(whole[key], pieces[key]) for key in whole)
+    assert steps_of(tmp_path / "pieces" / "shape_vae.safetensors") == 40
+
+
+def steps_of(checkpoint: Path) -> int:
+    with safe_open(checkpoint, framework="pt") as file:
+        return json.loads(file.metadata()["counts"])["step"]
+
+
+def test_a_stage_starts_alike_whichever_stages_ran_before(run, staged, tmp_path):
+    assert run(*stages(staged, "both", "--stage", "structure_vae,texture_vae", "--steps", 2)).code == 0
+    assert run(*stages(staged, "alone", "--stage", "texture_vae", "--steps", 2)).code == 0
+    both, alone = (load_file(tmp_path / name / "texture_vae.safetensors") for name in ("both", "alone"))
+    assert all(torch.equal(both[key], alone[key]) for key in both)
+
+
+def test_a_whole_run_leaves_curves_sheets_events_and_a_model(run, staged, tmp_path):
+    said = run(*stages(staged, "all", "--steps", 2, "--samples", 1, "--tensorboard", "--json"))
+    assert said.code == 0, said.err
+    assert [Path(sheet).name for sheet in said.json["sheets"]] == [
+        "structure_flow.png", "shape_flow.png", "texture_flow.png"
+    ]  # fmt: skip
+    assert Image.open(tmp_path / said.json["curves"]).width > 1000
+    assert any((tmp_path / "all" / "events" / "shape_flow").iterdir())
+    made = run(*stages(staged, "all", "--stage", "encode,weights,release", "--output", "model"))
+    assert made.code == 0, made.err
+    assert (tmp_path / "model" / "shape_flow.safetensors").exists()
+    facts = read_settings(tmp_path / "model" / "pipeline.json").familiarity
+    assert facts is not None and facts.limit > 0
+    run(*stages(staged, "all", "--steps", 2)).assert_one_error(2)
+
+
+def test_sheets_wait_for_the_stages_that_they_need(run, staged, tmp_path):
+    chosen = ["--stage", "structure_vae,encoders,shape_vae,shape_flow", "--steps", 1, "--json"]
+    said = run(*stages(staged, "some", *chosen))
+    assert said.code == 0, said.err
+    assert any("structure_flow must be trained first" in note for note in said.json["notes"])
+    assert not (tmp_path / "some" / "shape_flow.png").exists()
+
+
+def test_a_run_without_matplotlib_says_so_once(run, staged, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_setup, "find_spec", lambda name: None)
+    said = run(*stages(staged, "plain", "--stage", "structure_vae", "--steps", 1, "--json"))
+    assert sum("matplotlib" in note for note in said.json["notes"]) == 1
+    assert not (tmp_path / "plain" / "curves.png").exists()
+
+
 def test_every_step_can_be_heard_by_a_script(run, data, tiny_model):
     said = run("train", "--from", tiny_model, "--stage", "shape_flow", "--data", data, "--run", "mine",
                "--steps", 1, "--json-events")  # fmt: skip
@@ -153,7 +252,11 @@ def test_every_step_can_be_heard_by_a_script(run, data, tiny_model):
         (["--recipe", "trellis-structure-vae", "--run", "a", "--data", "."], 2),
         (["--recipe", "embedded", "--run", "a", "--data", "."], 3),
         (["--recipe", "embedded", "--stage", "shapes"], 2),
+        (["--recipe", "embedded", "--stage", "release", "--run", "a", "--data", "."], 3),
         (["--recipe", "embedded", "--lora-rank", "4"], 2),
+        (["--recipe", "embedded", "--resume", "--steps", "1", "--run", "nowhere", "--data", "."], 3),
+        (["familiarity", "nowhere"], 3),
+        (["familiarity", "."], 4),
         (["--from", "embedded"], 2),
         (["--from", "embedded", "--stage", "encoders"], 2),
         (["--from", "nobody/nothing", "--stage", "shape_flow"], 4),
