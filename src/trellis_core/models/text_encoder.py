@@ -19,7 +19,6 @@ from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.nn.attention import REFERENCE
 from trellis_core.nn.blocks import convert_torso
 
-
 # What a published `config.json` leaves out: the defaults of the `transformers` package.
 PUBLISHED_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 49408,
