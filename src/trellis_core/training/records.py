@@ -79,12 +79,16 @@ def draw_curves(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError as error:
         raise BackendUnavailable("matplotlib is not installed", hint=HINT) from error
     columns = min(len(stages), 3) or 1
     rows = -(-len(stages) // columns) or 1
-    figure: Any = Figure(figsize=(5 * columns, 3.4 * rows), layout="constrained")
+    figure: Any = Figure(figsize=(5 * columns, 3.4 * rows))  # placed by hand: a layout engine draws twice
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=0.18 / columns, right=1 - 0.05 / columns, bottom=0.15 / rows, top=1 - 0.1 / rows, hspace=0.35
+    )
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (stage, entries) in zip(panels, stages.items(), strict=False):
         steps = [e["step"] for e in entries]
@@ -92,13 +96,16 @@ def draw_curves(
             if name not in ("step", "elapsed", "norm") and names(name):
                 panel.plot(steps, [e.get(name, math.nan) for e in entries], label=name, linewidth=1)
         panel.set(title=stage, xlabel="step", yscale="log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=8))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
         if panel.lines:
             panel.legend(fontsize="x-small")
     for panel in panels[len(stages) :]:
         panel.set_visible(False)
     partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
+    figure.savefig(partial, dpi=90)
     partial.replace(path)
 
 
