@@ -1,8 +1,8 @@
 """The model that travels in the package.
 
-Properties: it is made of the classes of the 4B model and lies in the released layout; sizes stay small;
-inference imports nothing of the dataset or of training; a picture becomes a mesh with material; the same
-seed gives the same result. Not tested: how good it looks (`tests/benchmarks/embedded_sheet.py`).
+Properties: it is made of the classes of the 4B model, and CLIP's for text, and lies in the released layout;
+sizes stay small; inference imports nothing of the dataset or of training; a picture, several pictures or a
+sentence become a mesh with material, in the color that the sentence names; the same seed gives the same result. Not tested: how good it looks (`tests/benchmarks/embedded_sheet.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def test_every_checkpoint_loads_strictly_into_a_class_of_the_4b_model(stem):
 def test_the_classes_are_those_that_the_released_files_name():
     names = {json.loads(stem.with_suffix(".json").read_text())["name"] for stem in STEMS}
     assert names == {
+        "CLIPTextEncoder",
         "DINOv3ViT",
         "SparseStructureEncoder",
         "SparseStructureDecoder",
@@ -55,7 +56,7 @@ def test_the_pipeline_files_name_what_is_there():
     for file in ("pipeline.json", "texturing_pipeline.json"):
         settings = read_settings(EMBEDDED / file)
         kind = settings.pipeline_type(None)
-        assert kind.resolution == 64
+        assert kind.resolution == 128
         for path in (*settings.models.values(), settings.image_encoder):
             assert (EMBEDDED / f"{path}.safetensors").exists()
 
@@ -86,6 +87,35 @@ def test_a_picture_becomes_a_mesh_with_material(pipeline, name):
     assert 0.6 < extent.max() <= 1.05
     assert torch.isfinite(shape.voxels.attrs).all()
     assert len(shape.voxels.coords) == len(shape.mesh.vertices)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "color"), [("a red mug", (0.8, 0.12, 0.1)), ("a tall yellow vase", (0.95, 0.8, 0.18))]
+)
+def test_a_sentence_becomes_a_mesh_in_its_color(pipeline, prompt, color):
+    shape = pipeline.decode(pipeline.sample(prompt=prompt, seed=42))[0]
+    seen = shape.voxels.attrs[:, :3].median(dim=0).values
+    assert len(shape.mesh.faces) > 500
+    assert (seen - torch.tensor(color)).abs().max() < 0.15
+
+
+def test_the_order_of_parts_in_a_sentence_matters(pipeline):
+    def top_and_bottom(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        voxels = pipeline.decode(pipeline.sample(prompt=prompt, seed=1))[0].voxels
+        height = voxels.coords[:, 2].float()
+        low, high = height.quantile(0.15), height.quantile(0.9)
+        return voxels.attrs[height > high, :3].mean(dim=0), voxels.attrs[height < low, :3].mean(dim=0)
+
+    for prompt, red in (("a red table with blue legs", True), ("a blue table with red legs", False)):
+        top, bottom = top_and_bottom(prompt)
+        assert (top[0] > top[2]) == red
+        assert (bottom[0] > bottom[2]) != red
+
+
+def test_several_pictures_become_one_object(pipeline):
+    pictures = [EXAMPLES / "mug.png", EXAMPLES / "mug.png"]
+    shape = pipeline.decode(pipeline.sample(pictures=pictures, mode="multidiffusion", seed=1))[0]
+    assert len(shape.mesh.faces) > 500
 
 
 def test_the_same_seed_gives_the_same_latents(pipeline):

@@ -18,6 +18,7 @@ from tests.benchmarks.quality.judges import Judges
 from tests.benchmarks.quality.table import name_categories
 from trellis2.condition import prepare_picture
 from trellis_core.errors import InputError
+from trellis_core.image.background import choose_background_remover
 from trellis_core.models.familiarity import FamiliarityFacts, familiarity
 
 SIDE = 256
@@ -36,10 +37,10 @@ def judge_strange(
     seen, said = [], []
     for picture in pictures.values():
         try:
-            seen.append(prepare_picture(picture, "auto")[0])
+            seen.append(prepare_picture(picture, *choose_background_remover("auto"))[0])
             said.append("")
         except InputError as error:
-            seen.append(prepare_picture(picture, "keep")[0])
+            seen.append(prepare_picture(picture, None)[0])
             said.append(f"refused: {error.message}")
     cond = picture_tokens(model, seen)
     results = generate(model, cond, [0] * len(seen))
