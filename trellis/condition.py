@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trellis.settings import TextSettings
 from trellis_core.errors import InputError, TrellisError, UsageError
 from trellis_core.image.background import choose_background_remover
 from trellis_core.image.preprocess import (
@@ -143,7 +142,9 @@ def object_box(image: Image.Image) -> tuple[int, int, int, int]:
 
 
 def read_prompt(
-    prompt: str, tokenizer: Tokenizer, settings: TextSettings
+    prompt: str,
+    tokenizer: Tokenizer,
+    length: int,  # tokens, start and end among them
 ) -> tuple[tuple[int, ...], str]:  # ids, note
     """A prompt as the text encoder takes it, and what there is to say: where it was cut.
 
@@ -151,8 +152,10 @@ def read_prompt(
     """
     if not any(any(map(str.isalnum, word)) for word in split(prompt)):
         raise InputError("the prompt is empty", hint='say what to make, for example "a tall red chair"')
-    encoded = tokenizer.encode(prompt, settings.max_length)
+    encoded = tokenizer.encode(prompt, length)
     if not encoded.dropped:
         return encoded.ids, ""
-    room = settings.max_length - 2
-    return encoded.ids, f"the prompt was cut to its first {len(encoded.words)} words ({room} tokens fit)"
+    return (
+        encoded.ids,
+        f"the prompt was cut to its first {len(encoded.words)} words ({length - 2} tokens fit)",
+    )

@@ -267,6 +267,7 @@ class CubeMesh:
     vertices: Tensor  # float32 [V, 3]  world space
     faces: Tensor  # int32 [F, 3]
     attributes: Tensor | None  # float32 [V, 6]  color (sRGB-coded), normal mapped to [0, 1]
+    resolution: int  # R, of the cubes
     training: CubeTraining | None = None
 
 
@@ -322,7 +323,7 @@ def cube_mesh(
         corners = key_coords(corner_keys, (resolution + 1,) * 3)
         placed = corner_positions(corners, mean[:, 1:4], resolution)
         extra = CubeTraining(torch.stack(terms).sum(), placed, mean[:, 0])
-    return CubeMesh(surface.vertices, surface.faces, surface.attributes, extra)
+    return CubeMesh(surface.vertices, surface.faces, surface.attributes, resolution, extra)
 
 
 def corner_means(

@@ -36,14 +36,6 @@ class Normalization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextSettings:
-    """How a model takes prompts."""
-
-    encoder: str  # path or hub repository of the text encoder
-    max_length: int = 77  # tokens, start and end among them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings:
     """Everything `pipeline.json` says."""
 
@@ -52,7 +44,7 @@ class PipelineSettings:
     latent_sampler: SamplerSettings
     normalization: Normalization
     image_encoder: str | None = None  # path or hub repository; None: no pictures
-    text: TextSettings | None = None  # None: no prompts
+    text_encoder: str | None = None  # the same; None: no prompts
     image_size: int = 518  # side of the picture that the encoder sees, pixels
 
     @property
@@ -101,7 +93,8 @@ def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
         latent_sampler=sampler_settings(args["slat_sampler"]),
         normalization=Normalization(tuple(latent["mean"]), tuple(latent["std"])),
         image_encoder=None if image is None else ENCODERS.get(image, image),
-        text=None if text is None else TextSettings(encoder=ENCODERS.get(text, text)),
+        text_encoder=None if text is None else ENCODERS.get(text, text),
+        image_size=args.get("image_size", 518),
     )
 
 

@@ -8,7 +8,8 @@ Letters: B samples, M condition tokens, N voxels, C channels, R voxel grid, r gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -130,3 +131,10 @@ def decode_fields(decoder: SLatRadianceFieldDecoder, latent: SparseTensor) -> li
 def decode_meshes(decoder: SLatMeshDecoder, latent: SparseTensor) -> list[CubeMesh]:
     """Raw latents to one mesh per sample."""
     return cube_meshes(decoder(latent), decoder.layout, decoder.mesh_resolution)
+
+
+DECODE: Mapping[str, Callable[[Any, SparseTensor], list[Any]]] = {
+    "mesh": decode_meshes,
+    "gaussians": decode_gaussians,
+    "radiance_field": decode_fields,
+}

@@ -14,6 +14,7 @@ from trellis.models.latent_vae import (
     SLatRadianceFieldDecoder,
 )
 from trellis.models.structure_flow import SparseStructureFlowModel
+from trellis_core.models.image_encoder import DINOv2ViT
 from trellis_core.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder
 from trellis_core.models.text_encoder import CLIPTextEncoder
 
@@ -25,6 +26,7 @@ LATENT_NETWORKS: Mapping[str, type[nn.Module]] = {
     "SLatFlowModel": SLatFlowModel,
 }
 MODELS: Mapping[str, type[nn.Module]] = {
+    "DINOv2ViT": DINOv2ViT,
     "CLIPTextEncoder": CLIPTextEncoder,
     "SparseStructureEncoder": SparseStructureEncoder,
     "SparseStructureDecoder": SparseStructureDecoder,
