@@ -7,6 +7,7 @@ trellis train recipes | merge | familiarity | data | data ingest
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
@@ -125,7 +126,8 @@ def train(
     if ctx.invoked_subcommand is not None:
         return
     console: Console = ctx.obj
-    console.quiet = console.quiet or not is_first()
+    if not is_first():  # of many processes one speaks
+        console.quiet, console.stdout = True, StringIO()
     if recipe is None and from_model is None:
         raise UsageError(
             "it is not said what to train",
