@@ -101,13 +101,14 @@ def test_ingesting_reports_what_was_rejected_and_why(run, data, meshes, tiny_mod
 def test_an_adapter_is_trained_continued_and_merged(run, data, tiny_model, tmp_path):
     common = ["train", "--from", tiny_model, "--stage", "shape_flow", "--lora-rank", 2, "--data", data,
               "--run", "mine", "--seed", 1]  # fmt: skip
-    first = run(*common, "--steps", 2, "--json")
+    first = run(*common, "--steps", 2, "--samples", 1, "--json")
     assert first.code == 0, first.err
     assert first.json["finished"] and first.json["step"] == 2
     assert len((tmp_path / "mine" / "log.jsonl").read_text().splitlines()) == 2
+    assert Image.open(tmp_path / first.json["sheets"][0]).width > 300
     assert first.json["curves"] == "mine/curves.png" and (tmp_path / "mine" / "curves.png").exists()
     run(*common, "--steps", 3).assert_one_error(2)
-    more = run(*common, "--steps", 3, "--resume", "--json")
+    more = run(*common, "--steps", 3, "--samples", 0, "--resume", "--json")
     assert more.json["step"] == 3
     adapter = more.json["outputs"][0]
     merged = run("train", "merge", adapter, "--from", tiny_model, "--out", "model")
@@ -124,7 +125,19 @@ def test_an_adapter_is_trained_continued_and_merged(run, data, tiny_model, tmp_p
 
 
 def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint(run, data, tiny_model, tmp_path):
-    common = ["train", "--from", tiny_model, "--stage", "shape_flow", "--data", data, "--run", "mine"]
+    common = [
+        "train",
+        "--from",
+        tiny_model,
+        "--stage",
+        "shape_flow",
+        "--data",
+        data,
+        "--run",
+        "mine",
+        "--samples",
+        0,
+    ]
 
     def interrupt() -> None:
         while not (tmp_path / "mine" / "log.jsonl").exists():
@@ -234,7 +247,7 @@ def test_a_run_without_matplotlib_says_so_once(run, staged, tmp_path, monkeypatc
 
 def test_every_step_can_be_heard_by_a_script(run, data, tiny_model):
     said = run("train", "--from", tiny_model, "--stage", "shape_flow", "--data", data, "--run", "mine",
-               "--steps", 1, "--json-events")  # fmt: skip
+               "--steps", 1, "--samples", 0, "--json-events")  # fmt: skip
     losses = [event for event in said.events if event["event"] == "losses"]
     assert losses[0]["step"] == 1 and losses[0]["loss"] > 0
     assert said.events[-1]["outputs"] == ["mine/ckpts/shape_slat_flow_model_512.safetensors"]

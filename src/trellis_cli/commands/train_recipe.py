@@ -21,12 +21,14 @@ from trellis_cli.commands.train_setup import (
     required,
 )
 from trellis_cli.console import Beginning, Console
-from trellis_core.errors import UsageError
+from trellis_core.errors import OutOfMemory, UsageError
 
 if TYPE_CHECKING:
+    from trellis2.tuning import Tuning
+    from trellis_core.runtime import Runtime
     from trellis_core.training.recipes import Recipe
 
-CHECKPOINT, LOG = "training.safetensors", "log"
+CHECKPOINT, LOG, SHEET = "training.safetensors", "log", "samples.png"
 
 
 def train_recipe(console: Console, options: TrainOptions) -> None:
@@ -36,6 +38,7 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
     folder, source = required(options.run, "--run"), required(options.data, "--data")
     check_run(folder / CHECKPOINT, options.resume)
     from trellis2.tuning import finish, open_tuning
+    from trellis_core.runtime import Runtime
     from trellis_core.training.lora import LoRASettings
     from trellis_core.training.released import RunSettings, Trainee
     from trellis_core.training.released import run as run_recipe
@@ -91,6 +94,15 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
         ended = trainee.step >= length
         paths = finish(tuning, trainee, folder) if world.leads else []
         draw()
+        if world.leads and not interrupted and model is not None and tuning.recipe.is_flow:
+            draw_sheet(
+                console,
+                tuning,
+                model,
+                options.samples,
+                folder / SHEET,
+                Runtime(device=place, kernels=kernels),
+            )
     for reason, count in tuning.replaced.items():
         console.warn(f"{count} times another item was taken: {reason}")
     curves = folder / CURVES
@@ -108,6 +120,24 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
     console.result([str(path) for path in paths])
     if interrupted and not ended:
         raise typer.Exit(INTERRUPTED)
+
+
+def draw_sheet(
+    console: Console, tuning: Tuning, model: Path, count: int, path: Path, runtime: Runtime
+) -> None:
+    """What the model makes now of the first items of the data."""
+    from trellis2.tuning_samples import sample_tuned
+    from trellis_cli.commands.train_sheet import sample_sheet
+    from trellis_core.io.images import write_png
+
+    if not count:
+        return
+    try:
+        samples = sample_tuned(tuning, model, count, runtime)
+    except OutOfMemory as error:
+        console.note(f"no samples: {error.message}; `--samples 0` does not try")
+        return
+    console.facts["sheets"] = [str(write_png(path, sample_sheet(samples, runtime)))]
 
 
 def describe_recipe(console: Console, options: TrainOptions) -> None:
