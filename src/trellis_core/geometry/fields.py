@@ -135,20 +135,24 @@ def activate_gaussians(
 
 
 def covariances(gaussians: Gaussians) -> Tensor:  # float32 [N, 3, 3]  world units squared
-    axes = rotation_matrices(gaussians.quaternions) * gaussians.scales[:, None]
+    axes = principal_axes(gaussians)
     return axes @ axes.mT
+
+
+def principal_axes(gaussians: Gaussians) -> Tensor:  # float32 [N, 3, 3]  columns, as long as the scales
+    return rotation_matrices(gaussians.quaternions) * gaussians.scales[:, None]
 
 
 def rotation_matrices(
     quaternions: Tensor,  # float [N, 4]  w, x, y, z; of any length but 0
 ) -> Tensor:  # float [N, 3, 3]
     w, x, y, z = F.normalize(quaternions, dim=1).unbind(1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    entries = (
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     )
-    return torch.stack([torch.stack(row, 1) for row in rows], 1)
+    return torch.stack(entries, 1).view(-1, 3, 3)
 
 
 def multiply_quaternions(a: Tensor, b: Tensor) -> Tensor:  # [..., 4] w, x, y, z: first b, then a

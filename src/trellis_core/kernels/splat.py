@@ -88,16 +88,16 @@ def bin_splats(
 ) -> tuple[Tensor, Tensor]:  # int64 [tiles + 1] where each tile's splats start, int32 [M] splats
     """Which splats reach which tile, near to far; tiles row by row."""
     tiles_x, tiles_y = -(-width // tile), -(-height // tile)
-    xx, xy, yy = conics.double().unbind(1)
-    # the ellipse on which the coverage is `FAINT`, and the box around it
-    reach = 2 * torch.log((opacities.double() / FAINT).clamp(min=1e-30)) / (xx * yy - xy * xy)
+    xx, xy, yy = conics.unbind(1)
+    # the ellipse on which the coverage is `FAINT`, a little more, and the box around it
+    reach = (2 * torch.log((opacities / FAINT).clamp(min=1e-30)) + 1e-3) / (xx * yy - xy * xy)
     box = torch.stack([reach * yy, reach * xx], 1)
     drawn = (box > 0).all(1) & torch.isfinite(box).all(1) & torch.isfinite(centers).all(1)
-    size = centers.new_tensor([width, height], dtype=torch.float64)
+    size = centers.new_tensor([width, height])
     extent = torch.where(drawn[:, None], box, 0.0).sqrt()
-    middle = torch.where(drawn[:, None], centers.double(), 0.0)
-    low = ((middle - extent).maximum(torch.zeros_like(size)) / tile).floor().long()
-    high = ((middle + extent).minimum(size) / tile).ceil().long()
+    middle = torch.where(drawn[:, None], centers, 0.0)
+    low = ((middle - extent).clamp(min=0).minimum(size) / tile).floor().long()
+    high = ((middle + extent).clamp(min=0).minimum(size) / tile).ceil().long()
     span = torch.where(drawn[:, None], high - low, 0).clamp(min=0)
     count = span[:, 0] * span[:, 1]
     member = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)

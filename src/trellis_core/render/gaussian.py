@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.camera import Camera
-from trellis_core.geometry.fields import Gaussians, covariances
+from trellis_core.geometry.fields import Gaussians, principal_axes
 from trellis_core.render.field_image import FieldImage
 from trellis_core.runtime import Runtime
 
@@ -71,6 +71,7 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, size: int) -> Splats
 
     Zwicker et al., "EWA Splatting" (2002).
     """
+    axes = principal_axes(gaussians)
     view = camera.extrinsics.to(gaussians.positions)
     focal = torch.stack([camera.intrinsics[0, 0], camera.intrinsics[1, 1]]).to(view) * size
     middle = camera.intrinsics[:2, 2].to(view) * size
@@ -80,12 +81,10 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, size: int) -> Splats
     slope = local[:, :2] / z[:, None]
     limit = FIELD * 0.5 * size / focal
     bent = slope.maximum(-limit).minimum(limit)
-    # the Jacobian's rows: (f / z, 0, -f x / z^2) and (0, f / z, -f y / z^2)
-    jacobian = torch.diag_embed(focal / z[:, None])
-    jacobian = torch.cat([jacobian, -(bent * focal / z[:, None])[..., None]], 2)
-    flat = jacobian @ view[:3, :3]
-    spread = flat @ covariances(gaussians) @ flat.mT
-    xx, xy, yy = spread[:, 0, 0], spread[:, 0, 1], spread[:, 1, 1]
+    # the Jacobian's rows, (f / z, 0, -f x / z^2) and (0, f / z, -f y / z^2), in world space, then along axes
+    rows = (focal / z[:, None])[..., None] * (view[:2, :3] - bent[..., None] * view[2, :3])
+    across, down = ((row[..., None] * axes).sum(1) for row in rows.unbind(1))
+    xx, xy, yy = (across * across).sum(1), (across * down).sum(1), (down * down).sum(1)
     sharp = (xx * yy - xy * xy).clamp(min=SMALL)
     xx, yy = xx + gaussians.kernel_size, yy + gaussians.kernel_size
     soft = (xx * yy - xy * xy).clamp(min=SMALL)

@@ -1,0 +1,233 @@
+"""Texture of a mesh from pictures of the same object as Gaussians or as a radiance field.
+
+Every texel takes its color from the views that see it best: straight on, and away from silhouettes, where a
+fuzzy picture and a sharp mesh disagree most. Nothing is drawn at random, and nothing is optimised.
+Blending by view angle: Debevec et al., "Modeling and Rendering Architecture from Photographs" (1996).
+Letters: V vertices, Q texels, S texture side, H and W picture height and width (equal here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trellis_core.geometry.asset import ExportSettings, clean, demand_geometry, reduce_faces, unwrap_mesh
+from trellis_core.geometry.bake import Baked, Texels, cover_texels, sample_texels, to_bytes, to_images
+from trellis_core.geometry.camera import Camera, hammersley_view
+from trellis_core.geometry.fields import Gaussians, RadianceField
+from trellis_core.geometry.infill import paint_texture
+from trellis_core.geometry.orientation import orient_outward
+from trellis_core.geometry.quality import check_mesh
+from trellis_core.geometry.triangles import face_normals
+from trellis_core.geometry.types import Asset, Material, Mesh, PBRVoxels, VoxelMesh
+from trellis_core.kernels.table import Kernels
+from trellis_core.render.field_image import FieldImage
+from trellis_core.render.gaussian import render_gaussians
+from trellis_core.render.mesh import render_mesh
+from trellis_core.render.radiance import render_radiance
+from trellis_core.render.turntable import framed_cameras
+from trellis_core.runtime import Runtime
+from trellis_core.sparse.order import key_coords, linear_keys
+
+BEST = 4  # views that are blended
+SHARPNESS = 4  # power of the cosine between normal and viewer
+SURE = 0.5  # alpha below which a picture does not know the color
+SILHOUETTE = 4  # pixels on either side of a jump in depth that count less
+JUMP = 0.02  # world units, between neighbouring pixels
+MATTE = (0.0, 1.0, 1.0)  # metallic, roughness, alpha: pictures tell nothing about them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewBakeSettings:
+    views: int = 32
+    size: int = 1024  # pixels of a view
+    tolerance: float = 6e-3  # world units that the pictures' surface may lie off the mesh
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.size < 16 or self.tolerance <= 0:
+            raise ValueError("views, size (at least 16) and tolerance must be positive")
+
+
+STANDARD = ViewBakeSettings()
+
+
+def build_viewed_asset(
+    mesh: Mesh,
+    appearance: Gaussians | RadianceField,
+    settings: ExportSettings,
+    *,
+    runtime: Runtime,
+    resolution: int,  # of the grid that the mesh was extracted from
+    colors: Tensor | None = None,  # float32 [V, 3]  of the vertices, in [0, 1], for what no view sees
+    views: ViewBakeSettings = STANDARD,
+    extras: Mapping[str, Any] | None = None,
+    writers: Mapping[str, Callable[[Asset, Path], None]] | None = None,
+) -> Asset:
+    """Clean, simplify and unwrap a mesh, and texture it with pictures of `appearance`.
+
+    Raises `InputError` when there is no geometry to work with.
+    """
+    raw = Mesh(mesh.vertices.float().cpu(), mesh.faces.cpu())
+    known = color_voxels(raw, torch.zeros_like(raw.vertices) if colors is None else colors, resolution)
+    demand_geometry(VoxelMesh(raw, known))
+    voxel = 1.0 / resolution
+    runtime.report("clean", 0, 3)
+    original, around, unclear = clean(raw, known, settings, runtime)
+    mesh, _ = orient_outward(reduce_faces(original, settings, voxel, runtime), around)
+    mesh = unwrap_mesh(mesh, settings, voxel, runtime)
+    fallback = None if colors is None else known
+    baked = bake_views(mesh, appearance, settings.texture_size, runtime, fallback=fallback, settings=views)
+    base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
+    base_color[..., 3] = 255
+    runtime.report("check", 0, 1)
+    report = check_mesh(
+        mesh,
+        kernels=runtime.kernels,
+        texture_size=min(settings.texture_size, 1024),
+        unsupported_texels=baked.unsupported,
+    )
+    report = replace(report, metrics={**report.metrics, "unclear_orientation": unclear})
+    runtime.report("check", 1, 1)
+    double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
+    material = Material(base_color, metallic_roughness, double_sided=double_sided)
+    return Asset(mesh, material, report, {**(extras or {}), "export": asdict(settings)}, dict(writers or {}))
+
+
+def color_voxels(
+    mesh: Mesh,
+    colors: Tensor,  # float32 [V, 3]  of the vertices, in [0, 1]
+    resolution: int,
+) -> PBRVoxels:
+    """The voxels that hold vertices, with their mean color, not metallic and rough."""
+    grid = (resolution,) * 3
+    inside = torch.isfinite(mesh.vertices).all(1)
+    cells = ((mesh.vertices[inside] + 0.5) * resolution).floor().long().clamp(0, resolution - 1)
+    keys, owner, count = torch.unique(linear_keys(cells, grid), return_inverse=True, return_counts=True)
+    total = colors.new_zeros(len(keys), 3).index_add_(0, owner, colors.to(cells.device)[inside])
+    attrs = torch.cat([total / count[:, None], total.new_tensor(MATTE).expand(len(keys), 3)], 1)
+    return PBRVoxels(key_coords(keys, grid), attrs, resolution)
+
+
+@torch.no_grad()
+def bake_views(
+    mesh: Mesh,  # with uvs
+    appearance: Gaussians | RadianceField,
+    texture_size: int,
+    runtime: Runtime,
+    *,
+    fallback: PBRVoxels | None = None,  # for texels that no view sees; else they are filled in
+    settings: ViewBakeSettings = STANDARD,
+) -> Baked:
+    """Color every texel from the views that see it best; stage `bake` reports one step per view."""
+    mesh, appearance = mesh.to(runtime.device), appearance.to(runtime.device)
+    texels = cover_texels(mesh, texture_size, runtime.kernels)
+    normals = face_normals(mesh.vertices, mesh.faces)[texels.face]
+    weights = torch.zeros(len(texels.index), BEST, device=runtime.device)
+    colors = torch.zeros(len(texels.index), BEST, 3, dtype=torch.uint8, device=runtime.device)
+    directions = [hammersley_view(number, settings.views) for number in range(settings.views)]
+    for number, camera in enumerate(framed_cameras(mesh, directions)):
+        runtime.report("bake", number, settings.views)
+        texel, weight, color = look(mesh, appearance, texels, normals, camera, runtime, settings)
+        keep_best(weights, colors, texel, weight, to_bytes(color))
+    runtime.report("bake", settings.views, settings.views)
+    share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    seen = weights[:, 0] > 0
+    blended = (colors.float() * share[..., None]).sum(1) / 255
+    attrs = torch.cat([blended, blended.new_tensor(MATTE).expand(len(blended), 3)], 1)
+    unseen = torch.nonzero(~seen)[:, 0]
+    if fallback is not None and len(unseen):
+        attrs[unseen], seen[unseen] = look_up(texels, unseen, mesh, fallback, runtime.kernels)
+    image = paint_texture(to_bytes(attrs[seen]), texels.index[seen], texture_size)
+    missing = float((~seen).float().mean()) if len(seen) else 1.0
+    return Baked(image, texels.index[seen], attrs[seen], missing)
+
+
+def look(
+    mesh: Mesh,
+    appearance: Gaussians | RadianceField,
+    texels: Texels,
+    normals: Tensor,  # float32 [Q, 3]
+    camera: Camera,
+    runtime: Runtime,
+    settings: ViewBakeSettings,
+) -> tuple[Tensor, Tensor, Tensor]:  # int64 [P], float32 [P], float32 [P, 3]
+    """The texels that a camera sees: which, how well, and in which color."""
+    size = settings.size
+    buffers = render_mesh(Mesh(mesh.vertices, mesh.faces), camera, size, runtime)
+    view = camera.extrinsics.to(mesh.vertices)
+    to_eye = F.normalize(camera.eye.to(normals) - texels.position, dim=1)
+    facing = (normals * to_eye).sum(1)
+    texel = torch.nonzero(facing > 0)[:, 0]
+    local = texels.position[texel] @ view[:3, :3].T + view[:3, 3]
+    flat = local @ camera.intrinsics.to(local).T
+    place = flat[:, :2] / flat[:, 2:] * size
+    column, row = place.long().clamp(0, size - 1).unbind(1)
+    near = buffers.mask[row, column] & (local[:, 2] <= buffers.depth[row, column] + settings.tolerance)
+    texel, place, row, column = texel[near], place[near], row[near], column[near]
+    picture = draw(appearance, camera, size, runtime)
+    color, alpha = sample_picture(picture, place)
+    proximity = silhouette_proximity(buffers.depth, buffers.mask)[row, column]
+    weight = facing[texel] ** SHARPNESS * (1 - 0.99 * proximity) * alpha
+    sure = alpha > SURE
+    return texel[sure], weight[sure], color[sure]
+
+
+def draw(appearance: Gaussians | RadianceField, camera: Camera, size: int, runtime: Runtime) -> FieldImage:
+    if isinstance(appearance, Gaussians):
+        return render_gaussians(appearance, camera, size, runtime)
+    return render_radiance(appearance, camera, size, runtime, supersampling=1)
+
+
+def sample_picture(picture: FieldImage, place: Tensor) -> tuple[Tensor, Tensor]:  # [P, 2] -> [P, 3], [P]
+    """Color (not multiplied by alpha) and alpha at places in pixels."""
+    size = picture.color.shape[0]
+    layers = torch.cat([picture.color, picture.alpha[..., None]], 2).permute(2, 0, 1)[None]
+    grid = (place * (2 / size) - 1)[None, None]
+    sampled = F.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    color, alpha = sampled[0, :3, 0].T, sampled[0, 3, 0]
+    return (color / alpha[:, None].clamp(min=1e-6)).clamp(0, 1), alpha
+
+
+def silhouette_proximity(depth: Tensor, mask: Tensor) -> Tensor:  # float32 [H, W]  1 at jumps in depth
+    """How close each pixel is to a jump in depth, falling to 0 over `SILHOUETTE` pixels."""
+    filled = torch.where(mask, depth, depth.max() + 1)[None, None]
+    jump = F.max_pool2d(filled, 3, 1, 1) + F.max_pool2d(-filled, 3, 1, 1) > JUMP
+    ring = jump.float()
+    total = ring
+    for _ in range(SILHOUETTE - 1):
+        ring = F.max_pool2d(ring, 3, 1, 1)
+        total = total + ring
+    return (total / SILHOUETTE)[0, 0]
+
+
+def keep_best(
+    weights: Tensor,  # float32 [Q, BEST]     from high to low, changed in place
+    colors: Tensor,  # uint8 [Q, BEST, 3]   changed in place
+    texel: Tensor,  # int64 [P]
+    weight: Tensor,  # float32 [P]
+    color: Tensor,  # uint8 [P, 3]
+) -> None:
+    """Enter a view's samples where they beat the worst of the best."""
+    better = weight > weights[texel, -1]
+    texel, weight, color = texel[better], weight[better], color[better]
+    candidates = torch.cat([weights[texel], weight[:, None]], 1)
+    ranked, order = torch.sort(candidates, dim=1, descending=True, stable=True)
+    options = torch.cat([colors[texel], color[:, None]], 1)
+    chosen = order[:, :BEST, None].expand(-1, -1, 3)
+    weights[texel], colors[texel] = ranked[:, :BEST], options.gather(1, chosen)
+
+
+def look_up(
+    texels: Texels, chosen: Tensor, mesh: Mesh, voxels: PBRVoxels, kernels: Kernels
+) -> tuple[Tensor, Tensor]:  # float32 [P, 6], bool [P] found
+    """Material of some texels from voxels."""
+    device = texels.index.device
+    part = Texels(texels.index[chosen], texels.face[chosen], texels.position[chosen])
+    voxels = PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution)
+    return sample_texels(part, mesh, voxels, None, False, kernels)
