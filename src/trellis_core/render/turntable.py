@@ -32,11 +32,15 @@ def contact_sheet(
 ) -> Tensor:  # uint8 [rows * size, columns * size, 3]
     """`views` pictures around the asset, from the front on, in one or two rows before a gray backdrop."""
     cameras = framed_cameras(asset.mesh, snapshot_views(views, FRONT, PITCH))
-    pictures = render_views(asset, cameras, size, runtime, settings)
-    columns = views if views <= 4 else math.ceil(views / 2)
-    blank = [torch.full_like(pictures[0], 255)] * (-views % columns)
-    rows = [*pictures, *blank]
-    return torch.cat([torch.cat(rows[i : i + columns], 1) for i in range(0, len(rows), columns)])
+    return arrange(render_views(asset, cameras, size, runtime, settings))
+
+
+def arrange(pictures: Sequence[Tensor]) -> Tensor:  # uint8 [H, W, 3] each -> one picture
+    """Up to four pictures in a row, more in two rows."""
+    columns = len(pictures) if len(pictures) <= 4 else math.ceil(len(pictures) / 2)
+    blank = [torch.full_like(pictures[0], 255)] * (-len(pictures) % columns)
+    cells = [*pictures, *blank]
+    return torch.cat([torch.cat(cells[i : i + columns], 1) for i in range(0, len(cells), columns)])
 
 
 def write_turntable(
@@ -51,9 +55,17 @@ def write_turntable(
 ) -> Path:
     """One turn around the asset as an animated WebP that repeats for ever."""
     cameras = framed_cameras(asset.mesh, snapshot_views(frames, FRONT, PITCH))
-    pictures = render_views(asset, cameras, size, runtime, settings)
-    first, *others = (Image.fromarray(p.cpu().numpy()) for p in pictures)
-    duration = round(1000 * seconds / frames)
+    return write_animation(render_views(asset, cameras, size, runtime, settings), path, seconds)
+
+
+def write_animation(
+    pictures: Sequence[Tensor],  # uint8 [H, W, 3] each
+    path: str | Path,
+    seconds: float,
+) -> Path:
+    """An animated WebP that repeats for ever."""
+    first, *others = (Image.fromarray(picture.cpu().numpy()) for picture in pictures)
+    duration = round(1000 * seconds / len(pictures))
     return write_image(
         path, first, format="WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=85
     )
@@ -77,9 +89,14 @@ def render_views(
 
 def framed_cameras(mesh: Mesh, views: Sequence[tuple[float, float]]) -> list[Camera]:
     """Cameras for (yaw, pitch) pairs, at one distance from which the whole mesh is in the picture."""
-    low, high = mesh.vertices.amin(0).double().cpu(), mesh.vertices.amax(0).double().cpu()
-    center = (low + high) / 2
-    reach = (mesh.vertices.double().cpu() - center).norm(dim=1).max().item()
+    return cameras_around(mesh.vertices, views)
+
+
+def cameras_around(points: Tensor, views: Sequence[tuple[float, float]]) -> list[Camera]:
+    """Cameras for (yaw, pitch) pairs, at one distance from which all points [N, 3] are in the picture."""
+    points = points.double().cpu()
+    center = (points.amin(0) + points.amax(0)) / 2
+    reach = (points - center).norm(dim=1).max().item()
     radius = max(reach, 1e-3) * MARGIN / math.sin(FOV / 2)
     x, y, z = center.tolist()
     return [orbit_camera(yaw, pitch, radius=radius, fov=FOV, target=(x, y, z)) for yaw, pitch in views]
