@@ -14,7 +14,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from trellis_core.kernels.march import DARK, OPAQUE, MarchField
+from trellis_core.kernels.march import DARK, OPAQUE, MarchField, march
 from trellis_core.kernels.warp_start import start_warp
 
 start_warp()
@@ -25,6 +25,8 @@ def march_warp(
     field: MarchField, eye: Tensor, rays: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `march.march`."""
+    if len(rays) == 0 or len(field.keys) == 0:
+        return march(field, eye, rays, offsets)
     given = [tensor.float().contiguous() for tensor in (field.vectors, field.densities, field.colors)]
     seen = March.apply(*given, field, eye.float(), rays.float().contiguous(), offsets.float().contiguous())
     return seen[:, :3], seen[:, 3], seen[:, 4], seen[:, 5]

@@ -60,7 +60,7 @@ def blend(
 ) -> tuple[Tensor, Tensor]:  # float32 [P, C], float32 [P]
     image = values.new_zeros(len(pixels), values.shape[1])
     running = light = values.new_ones(len(pixels))  # product over all splats, over those that were drawn
-    for part in members.split(CHUNK):
+    for part in members.split(CHUNK) if len(members) else ():
         dx, dy = (pixels[:, None] - centers[part]).unbind(2)
         xx, xy, yy = conics[part].unbind(1)
         power = -0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy
