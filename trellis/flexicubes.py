@@ -306,89 +306,114 @@ def cube_mesh(
 ) -> CubeMesh:
     """One sample of `cube_meshes`."""
     sdf, deform, weights, colors = feats.split([8, 24, 21, feats.shape[1] - 53], dim=1)
-    # a corner has one value, one displacement and one color, which the cubes around it agree upon
-    copies = [(sdf - 1 / resolution)[..., None], deform.unflatten(1, (8, 3))]
-    if layout.use_color:
-        copies.append(colors.unflatten(1, (8, 6)))
-    copied = torch.cat(copies, dim=2)  # [K, 8, 1 + 3 + 6]
-    corner_keys, mean = corner_means(cubes, copied, resolution)
-    grid = cubes_with_ring(cubes, weights, corner_keys, mean, resolution)
-    surface = extract_surface(grid, training=training)
-    extra = None
-    if training:
-        rows = find_sorted(corner_keys, cube_corner_keys(cubes, resolution))
-        terms = [(copied - mean[rows]).square().mean(), 0.2 * weights[:, :20].abs().mean()]
-        if len(surface.deviation):
-            terms.append(0.5 * surface.deviation.mean())
-        corners = key_coords(corner_keys, (resolution + 1,) * 3)
-        placed = corner_positions(corners, mean[:, 1:4], resolution)
-        extra = CubeTraining(torch.stack(terms).sum(), placed, mean[:, 0])
-    return CubeMesh(surface.vertices, surface.faces, surface.attributes, resolution, extra)
+    index = CubeIndex.of(cubes, resolution)
+    corner_keys = torch.unique(index.corner_keys(index.keys))
+    values = index.corner_means(corner_keys, (sdf - 1 / resolution)[..., None])[:, 0]
+    moves, paints = deform.unflatten(1, (8, 3)), colors.unflatten(1, (8, -1))
 
-
-def corner_means(
-    cubes: Tensor,  # int32 [K, 3]
-    copied: Tensor,  # float32 [K, 8, X]  what each cube says about its corners
-    resolution: int,
-) -> tuple[Tensor, Tensor]:
-    """Keys int64 [P] of the corners of all cubes, sorted, and the mean [P, X] of what is said about each.
-
-    Gathers instead of adding up, so that the result does not depend on an order.
-    """
-    corner_keys = torch.unique(cube_corner_keys(cubes, resolution))
-    keys, order = sort_keys(linear_keys(cubes, (resolution,) * 3))
-    corners = key_coords(corner_keys, (resolution + 1,) * 3)
-    total = copied.new_zeros(len(corners), copied.shape[2])
-    count = torch.zeros(len(corners), 1, device=copied.device)
-    for number, offset in enumerate(CORNERS):
-        cube = corners - corners.new_tensor(offset)
-        found = find_sorted(keys, linear_keys(cube, (resolution,) * 3))
-        has = ((found >= 0) & inside(cube, (resolution,) * 3))[:, None]
-        total = total + torch.where(has, copied[order[found], number], 0)
-        count = count + has
-    return corner_keys, total / count
-
-
-def cubes_with_ring(
-    cubes: Tensor,  # int32 [K, 3]
-    weights: Tensor,  # float32 [K, 21]  raw: beta 12, alpha 8, gamma 1
-    corner_keys: Tensor,  # int64 [P]
-    mean: Tensor,  # float32 [P, X]  sdf, displacement, and attributes if there are any
-    resolution: int,
-) -> CubeGrid:
-    """The cubes and their neighbours at inside corners, where the surface closes; nothing of the rest.
-
-    Beyond the cubes everything is outside: sdf 1, and 0 for whatever else there is before activation.
-    """
-    size = (resolution,) * 3
-    corners = key_coords(corner_keys, (resolution + 1,) * 3)
-    within = corners[mean[:, 0] < 0]
-    around = (within[:, None] - within.new_tensor(CORNERS)).flatten(0, 1)
-    around = around[inside(around, size)]
-    own = linear_keys(cubes, size)
-    keys = torch.unique(torch.cat([own, linear_keys(around, size)]))
-    place = find_sorted(keys, own)
-    all_weights = weights.new_zeros(len(keys), 21).index_copy(0, place, weights)
-
-    all_cubes = key_coords(keys, size)
-    all_corner_keys = cube_corner_keys(all_cubes, resolution)
-    every = torch.unique(torch.cat([corner_keys, all_corner_keys.flatten()]))
-    outside = mean.new_zeros(1, mean.shape[1])
-    outside[:, 0] = 1
-    values = outside.expand(len(every), -1).index_copy(0, find_sorted(every, corner_keys), mean)
-    attributes = torch.sigmoid(values[:, 4:]) if values.shape[1] > 4 else None
-    beta, alpha, gamma = activated(all_weights)
-    return CubeGrid(
-        cubes=all_cubes,
-        corners=find_sorted(every, all_corner_keys).int(),
-        positions=corner_positions(key_coords(every, (resolution + 1,) * 3), values[:, 1:4], resolution),
-        sdf=values[:, 0],
+    surface_keys = cubes_with_surface(index, corner_keys, values)
+    own_corners = index.corner_keys(surface_keys)
+    every = torch.unique(own_corners)
+    beta, alpha, gamma = activated(index.lookup(surface_keys, weights, 0))
+    grid = CubeGrid(
+        cubes=index.coords(surface_keys),
+        corners=find_sorted(every, own_corners).int(),
+        positions=corner_positions(index.coords(every), index.corner_means(every, moves), resolution),
+        sdf=value_at(every, corner_keys, values),
         resolution=resolution,
-        attributes=attributes,
+        attributes=index.corner_means(every, paints).sigmoid() if layout.use_color else None,
         beta=beta,
         alpha=alpha,
         gamma=gamma,
     )
+    surface = extract_surface(grid, training=training)
+    extra = None
+    if training:
+        parts = [(sdf - 1 / resolution)[..., None], moves, *([paints] if layout.use_color else [])]
+        extra = training_terms(index, corner_keys, torch.cat(parts, dim=2), weights, surface.deviation)
+    return CubeMesh(surface.vertices, surface.faces, surface.attributes, resolution, extra)
+
+
+@dataclass(frozen=True, slots=True)
+class CubeIndex:
+    """Cubes by key. Cubes and corners are numbered in one grid of R + 1, so that neighbours differ by a step.
+
+    A step out of the domain leads to a key that no cube has.
+    """
+
+    keys: Tensor  # int64 [K]  sorted
+    rows: Tensor  # int64 [K]  where each was given
+    steps: Tensor  # int64 [8]  from a cube to its corners
+    resolution: int  # R
+
+    @classmethod
+    def of(cls, cubes: Tensor, resolution: int) -> CubeIndex:
+        size = (resolution + 1,) * 3
+        steps = linear_keys(cubes.new_tensor(CORNERS), size)
+        return cls(*sort_keys(linear_keys(cubes, size)), steps, resolution)
+
+    def coords(self, keys: Tensor) -> Tensor:  # int32 [..., 3]
+        return key_coords(keys, (self.resolution + 1,) * 3)
+
+    def corner_keys(self, keys: Tensor) -> Tensor:  # int64 [K, 8]
+        return keys[:, None] + self.steps
+
+    def lookup(self, keys: Tensor, values: Tensor, default: float) -> Tensor:
+        """Rows of `values` [K, ...] for these cubes, `default` where there is no such cube."""
+        found = find_sorted(self.keys, keys)
+        there = (found >= 0).view(-1, *[1] * (values.ndim - 1))
+        return torch.where(there, values[self.rows[found]], default)
+
+    def corner_means(
+        self,
+        corner_keys: Tensor,  # int64 [P]
+        copied: Tensor,  # float32 [K, 8, X]  what each cube says about its corners
+    ) -> Tensor:  # float32 [P, X]
+        """The mean of what is said about each corner, 0 where nothing is.
+
+        Gathers instead of adding up, so that the result does not depend on an order.
+        """
+        total = copied.new_zeros(len(corner_keys), copied.shape[2])
+        count = copied.new_zeros(len(corner_keys), 1)
+        for number, step in enumerate(self.steps):
+            found = find_sorted(self.keys, corner_keys - step)
+            there = (found >= 0)[:, None]
+            total = total + torch.where(there, copied[self.rows[found], number], 0)
+            count = count + there
+        return total / count.clamp_min(1)
+
+
+def cubes_with_surface(index: CubeIndex, corner_keys: Tensor, values: Tensor) -> Tensor:
+    """Keys of all cubes with inside and outside corners, sorted: given ones, and neighbours where the surface
+    closes. Every one of them touches an inside corner, so nothing else is looked at."""
+    size = (index.resolution,) * 3
+    around = torch.unique(corner_keys[values < 0][:, None] - index.steps)
+    around = around[(around >= 0) & inside(index.coords(around), size)]
+    outside = value_at(index.corner_keys(around), corner_keys, values) >= 0
+    return around[outside.any(1)]
+
+
+def value_at(keys: Tensor, corner_keys: Tensor, values: Tensor) -> Tensor:
+    """Values at corners; all is outside beyond the cubes."""
+    found = find_sorted(corner_keys, keys)
+    return torch.where(found >= 0, values[found], 1)
+
+
+def training_terms(
+    index: CubeIndex,
+    corner_keys: Tensor,  # int64 [P]
+    copied: Tensor,  # float32 [K, 8, X]  sdf, displacement, colors
+    weights: Tensor,  # float32 [K, 21]
+    deviation: Tensor,
+) -> CubeTraining:
+    """Cubes shall agree about a corner, crossings lie evenly around their vertex, weights stay small."""
+    mean = index.corner_means(corner_keys, copied)
+    rows = find_sorted(corner_keys, index.corner_keys(index.keys))
+    terms = [(copied[index.rows] - mean[rows]).square().mean(), 0.2 * weights[:, :20].abs().mean()]
+    if len(deviation):
+        terms.append(0.5 * deviation.mean())
+    placed = corner_positions(index.coords(corner_keys), mean[:, 1:4], index.resolution)
+    return CubeTraining(torch.stack(terms).sum(), placed, mean[:, 0])
 
 
 def activated(
@@ -412,8 +437,3 @@ def corner_positions(
     """Corners move by less than half a cube."""
     reach = (1 - 1e-8) / (2 * resolution)
     return corners / resolution - 0.5 + reach * displacement.tanh()
-
-
-def cube_corner_keys(cubes: Tensor, resolution: int) -> Tensor:  # int64 [K, 8]
-    corners = cubes[:, None] + cubes.new_tensor(CORNERS)
-    return linear_keys(corners, (resolution + 1,) * 3)

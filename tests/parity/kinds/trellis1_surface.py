@@ -11,18 +11,17 @@ from tests.parity.case import Case, Check, Kind, compare_by_tolerance, compare_t
 from tests.parity.kinds.voxels import canonical, compare_rows
 from trellis.flexicubes import (
     CubeGrid,
+    CubeIndex,
     activated,
     case_table,
-    corner_means,
     corner_positions,
-    cube_corner_keys,
     cube_meshes,
     extract_surface,
     resolve,
 )
 from trellis.representations import CubeLayout
 from trellis_core.nn.embed import grid_coords
-from trellis_core.sparse.order import find_sorted, key_coords, linear_keys
+from trellis_core.sparse.order import find_sorted, linear_keys
 from trellis_core.sparse.tensor import SparseTensor
 
 MESH_RULE = {"atol": 1e-5, "rtol": 0.0}  # where a sidecar says it in words
@@ -72,7 +71,8 @@ def compare_tables(case: Case, got: dict[str, Tensor], want: dict[str, Tensor]) 
 
 def dense_grid(resolution: int, sdf: Tensor, positions: Tensor, **rest: Any) -> CubeGrid:
     cubes = grid_coords(resolution).int()
-    corners = cube_corner_keys(cubes, resolution).int()  # corners are numbered by their keys
+    index = CubeIndex.of(cubes, resolution)
+    corners = index.corner_keys(index.keys).int()  # corners are numbered by their keys
     return CubeGrid(cubes, corners, positions, sdf, resolution, **rest)
 
 
@@ -149,19 +149,20 @@ def run_sparse_features(case: Case) -> dict[str, Tensor]:
 
 
 def run_cube_utils(case: Case) -> dict[str, Tensor]:
-    resolution, coords = case.config["res"], case.inputs["coords"].int()
-    keys, mean = corner_means(coords, case.inputs["feats"], resolution)
-    corners = key_coords(keys, (resolution + 1,) * 3)
-    cubes = find_sorted(keys, cube_corner_keys(coords, resolution))
+    resolution, feats = case.config["res"], case.inputs["feats"]
+    index = CubeIndex.of(case.inputs["coords"].int(), resolution)
+    keys = torch.unique(index.corner_keys(index.keys))
+    mean, corners = index.corner_means(keys, feats), index.coords(keys)
+    cubes = find_sorted(keys, index.corner_keys(index.keys))[index.rows.argsort()]
     dense = torch.zeros((resolution + 1) ** 3, mean.shape[1])
     dense[:, 0] = 1
     plain = torch.zeros(resolution**3, mean.shape[1])
-    plain[linear_keys(coords, (resolution,) * 3)] = case.inputs["feats"][:, 0]
+    plain[linear_keys(case.inputs["coords"], (resolution,) * 3)] = feats[:, 0]
     return {
         "verts": corners.long(),
         "cubes": cubes,
         "vert_feats": mean,
-        "con_loss": (case.inputs["feats"] - mean[cubes]).square().mean(),
+        "con_loss": (feats - mean[cubes]).square().mean(),
         "dense_sdf": dense.index_copy(0, keys, mean),
         "dense_plain": plain,
         "deformed": corner_positions(corners, case.inputs["deform"], resolution),
