@@ -81,6 +81,8 @@ def test_the_embedded_recipe_is_dry_run_stage_by_stage(run):
     assert said.code == 0 and "structure_flow" in said.out and "trellis train data" in said.out
     stages = run("train", "--recipe", "embedded", "--dry-run", "--json").json["stages"]
     assert all(stage["parameters"] > 1e5 for stage in stages.values())
+    small = run("train", "--recipe", "embedded", "--dry-run", "--batch-share", 0.125, "--json").json["stages"]
+    assert all(small[name]["batch"] == max(1, round(stage["batch"] / 8)) for name, stage in stages.items())
 
 
 def test_recipes_are_listed(run):

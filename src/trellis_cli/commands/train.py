@@ -89,6 +89,17 @@ Objects = Annotated[
     int | None,
     o._number(RUN, "--objects", "Use so many objects of the data (stages).", low=1, high=10_000_000),
 ]
+BatchShare = Annotated[
+    float | None,
+    o._number(
+        RUN,
+        "--batch-share",
+        "Times the recipe's batches, for small machines (stages).",
+        "X",
+        low=0.001,
+        high=64,
+    ),
+]
 Samples = Annotated[
     int,
     o._number(RUN, "--samples", "Held-out objects on the sheet after a flow (default 4).", low=0, high=64),
@@ -110,6 +121,7 @@ def train(
     samples: Samples = 4,
     tensorboard: TensorBoard = False,
     objects: Objects = None,
+    batch_share: BatchShare = None,
     compiled: Compile = False,
     output: Output = None,
     steps: Steps = None,
@@ -143,6 +155,7 @@ def train(
         lora_alpha=lora_alpha,
         output=output,
         objects=objects,
+        batch_share=1.0 if batch_share is None else batch_share,
         samples=samples,
         steps=steps,
         seconds=seconds,

@@ -45,6 +45,7 @@ class TrainOptions:
     lora_alpha: float | None
     output: Path | None
     objects: int | None
+    batch_share: float  # times the batch sizes of a recipe of stages
     samples: int
     steps: int | None
     seconds: float | None

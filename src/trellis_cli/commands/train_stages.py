@@ -43,6 +43,7 @@ ENCODE, WEIGHTS, RELEASE = EXTRA = ("encode", "weights", "release")
 
 def train_stages(console: Console, recipe: Mapping[str, Any], options: TrainOptions) -> None:
     """The stages that are asked for, or all, one after the other."""
+    recipe = with_batches(recipe, options.batch_share)
     stages = chosen_stages(recipe, options)
     trained = [name for name in stages if name not in EXTRA]
     folder, source = required(options.run, "--run"), required(options.data, "--data")
@@ -191,6 +192,16 @@ def chosen_stages(recipe: Mapping[str, Any], options: TrainOptions) -> list[str]
     return stages
 
 
+def with_batches(recipe: Mapping[str, Any], share: float) -> Mapping[str, Any]:
+    """The recipe with `share` times its batch sizes."""
+
+    def scaled(stage: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = {k: max(1, round(share * v)) for k, v in stage.items() if k.endswith("batch_size")}
+        return {**stage, **sizes}
+
+    return {**recipe, "stages": {name: scaled(stage) for name, stage in recipe["stages"].items()}}
+
+
 def find_shards(data: Path, objects: int | None) -> list[Path]:
     """The shards of a folder, or as many as hold `objects` objects."""
     shards = sorted(data.glob("*.safetensors"))
@@ -227,6 +238,7 @@ def report(console: Console, stages: list[str], options: TrainOptions, stopped: 
 
 def describe_stages(console: Console, recipe: Mapping[str, Any], options: TrainOptions) -> None:
     """The dry run."""
+    recipe = with_batches(recipe, options.batch_share)
     stages = [name for name in chosen_stages(recipe, options) if name not in EXTRA]
     rows, facts = dry_run.describe_embedded(recipe, stages, options.data)
     console.facts.update(facts)
