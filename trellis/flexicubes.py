@@ -236,7 +236,8 @@ def find_quads(
     _, counts = torch.unique_consecutive(sorted_keys, return_counts=True)
     starts = torch.cumsum(counts, 0) - counts
     around = order[starts[counts == 4][:, None] + torch.arange(4, device=device)]  # [Q, 4]
-    up = (value[cube, edge][around[:, :1]] > 0).long()
+    # a value of 0 counts as outside here, too: upstream turns such quads around
+    up = (value[cube, edge][around[:, :1]] >= 0).long()
     turns = torch.tensor([[2, 3, 1, 0], [0, 1, 3, 2]], device=device)
     around = around.gather(1, turns[up[:, 0]])
     return vertex[cube, edge][around], cube[around]
