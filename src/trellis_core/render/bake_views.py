@@ -37,6 +37,7 @@ from trellis_core.sparse.order import key_coords, linear_keys
 
 BEST = 4  # views that are blended
 SHARPNESS = 4  # power of the cosine between normal and viewer
+GRAZING = 0.05  # cosine below which a view tells nothing
 SURE = 0.5  # alpha below which a picture does not know the color
 SILHOUETTE = 4  # pixels on either side of a jump in depth that count less
 JUMP = 0.02  # world units, between neighbouring pixels
@@ -104,14 +105,32 @@ def color_voxels(
     colors: Tensor,  # float32 [V, 3]  of the vertices, in [0, 1]
     resolution: int,
 ) -> PBRVoxels:
-    """The voxels that hold vertices, with their mean color, not metallic and rough."""
+    """The voxels that the surface goes through, with its mean color, not metallic and rough."""
     grid = (resolution,) * 3
-    inside = torch.isfinite(mesh.vertices).all(1)
-    cells = ((mesh.vertices[inside] + 0.5) * resolution).floor().long().clamp(0, resolution - 1)
+    face, weights = spread_over_faces(mesh, 0.7 / resolution)
+    corners = mesh.faces[face].long()
+    points = (mesh.vertices[corners] * weights[..., None]).sum(1)
+    shades = (colors.to(points)[corners] * weights[..., None]).sum(1)
+    cells = ((points + 0.5) * resolution).floor().long().clamp(0, resolution - 1)
     keys, owner, count = torch.unique(linear_keys(cells, grid), return_inverse=True, return_counts=True)
-    total = colors.new_zeros(len(keys), 3).index_add_(0, owner, colors.to(cells.device)[inside])
+    total = points.new_zeros(len(keys), 3).index_add_(0, owner, shades)
     attrs = torch.cat([total / count[:, None], total.new_tensor(MATTE).expand(len(keys), 3)], 1)
     return PBRVoxels(key_coords(keys, grid), attrs, resolution)
+
+
+def spread_over_faces(mesh: Mesh, spacing: float) -> tuple[Tensor, Tensor]:  # int64 [P], float32 [P, 3]
+    """Points on all finite faces, at most about `spacing` apart: their faces and barycentric coordinates."""
+    corners = mesh.vertices[mesh.faces.long()]
+    longest = (corners - corners.roll(1, 1)).norm(dim=2).amax(1)
+    finite = torch.isfinite(longest)
+    side = torch.where(finite, (longest / spacing).ceil().clamp(min=1), 0).long()
+    count = side.square()
+    face = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    number = torch.arange(len(face), device=count.device) - (count.cumsum(0) - count)[face]
+    u, v = ((part + 0.5) / side[face] for part in (number // side[face], number % side[face]))
+    outside = u + v > 1
+    u, v = torch.where(outside, 1 - u, u), torch.where(outside, 1 - v, v)
+    return face, torch.stack([1 - u - v, u, v], 1)
 
 
 @torch.no_grad()
@@ -136,7 +155,7 @@ def bake_views(
         texel, weight, color = look(mesh, appearance, texels, normals, camera, runtime, settings)
         keep_best(weights, colors, texel, weight, to_bytes(color))
     runtime.report("bake", settings.views, settings.views)
-    share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    share = weights / weights.sum(1, keepdim=True).clamp(min=1e-30)
     seen = weights[:, 0] > 0
     blended = (colors.float() * share[..., None]).sum(1) / 255
     attrs = torch.cat([blended, blended.new_tensor(MATTE).expand(len(blended), 3)], 1)
@@ -163,7 +182,7 @@ def look(
     view = camera.extrinsics.to(mesh.vertices)
     to_eye = F.normalize(camera.eye.to(normals) - texels.position, dim=1)
     facing = (normals * to_eye).sum(1)
-    texel = torch.nonzero(facing > 0)[:, 0]
+    texel = torch.nonzero(facing > GRAZING)[:, 0]
     local = texels.position[texel] @ view[:3, :3].T + view[:3, 3]
     flat = local @ camera.intrinsics.to(local).T
     place = flat[:, :2] / flat[:, 2:] * size
