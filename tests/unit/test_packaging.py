@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
+    "trellis": ROOT / "trellis",
     "trellis2": ROOT / "trellis2",
     "trellis_core": ROOT / "src/trellis_core",
     "trellis_cli": ROOT / "src/trellis_cli",
@@ -121,10 +122,12 @@ def test_the_wheel_holds_the_packages_their_configurations_and_the_embedded_mode
         assert {f"{package}/{path.as_posix()}" for path in sources} <= names
     data = [
         *((path, "trellis2/_embedded") for path in files_below(ROOT / "trellis2/_embedded")),
+        *((path, "trellis/_configs") for path in files_below(ROOT / "configs/trellis")),
         *((path, "trellis2/_configs") for path in files_below(ROOT / "configs/trellis2")),
         *((path, "trellis_cli/_configs") for path in files_below(ROOT / "configs/presets")),
     ]
     assert "trellis2/_configs/trellis2-4b/pipeline.json" in names
+    assert "trellis/_configs/text-xlarge/pipeline.json" in names
     assert "trellis2/_embedded/pipeline.json" in names
     for path, prefix in data:
         assert any(name.startswith(prefix) and name.endswith(path.name) for name in names), path
