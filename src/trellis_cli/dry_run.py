@@ -21,7 +21,7 @@ EMBEDDED = "embedded"
 STAGED = ("resolution", "token_resolution", "image_size", "models", "stages", "samplers")
 GIB = 2**30
 CARDS = (24, 40, 80, 141)  # GiB of usual data-centre cards
-LABEL = 15
+LABEL = 17
 PRECISIONS = {
     "float32": "float32",
     "bfloat16": "bfloat16 matrix products, float32 weights",
@@ -251,7 +251,8 @@ def describe_embedded(
     rows = [row("recipe", "embedded: the small model in the package, trained on procedural objects")]
     facts: dict[str, Any] = {"recipe": EMBEDDED, "stages": {}}
     for stage in stages:
-        names = [name for name, owner in owners.items() if owner == stage]
+        later = stage.replace("_vae", "_decoder")  # a VAE's decoder, which goes on alone afterwards
+        names = [name for name, owner in owners.items() if owner in (stage, later)]
         count = sum(sizes[name] for name in names)
         batch = recipe["stages"][stage].get("batch_size")
         state = 20 * count  # weights, 16-bit copies and their gradients, momentum or two moments, average
