@@ -53,8 +53,8 @@ from tests.benchmarks.quality.truth import Truth, from_another_renderer, make_tr
 from trellis2.condition import prepare_picture
 from trellis_core import __version__
 from trellis_core.errors import InputError
-from trellis_core.image.background import choose_background_remover
 from trellis_core.geometry.types import VoxelMesh
+from trellis_core.image.background import choose_background_remover
 from trellis_core.models.familiarity import FamiliarityFacts, familiarity, fit_familiarity, mean_token
 from trellis_core.training.synthetic.captions import make_captions, prompt_cases
 from trellis_core.training.synthetic.objects import (

@@ -2,7 +2,8 @@
 
 Properties: it is made of the classes of the 4B model, and CLIP's for text, and lies in the released layout;
 sizes stay small; inference imports nothing of the dataset or of training; a picture, several pictures or a
-sentence become a mesh with material, in the color that the sentence names; the same seed gives the same result. Not tested: how good it looks (`tests/benchmarks/embedded_sheet.py`).
+sentence become a mesh with material, in the color that the sentence names; the same seed gives the same
+result. Not tested: how good it looks (`tests/benchmarks/embedded_sheet.py`).
 """
 
 from __future__ import annotations

@@ -78,14 +78,16 @@ class Optimizer:
     @torch.no_grad()
     def _muon(self, factor: float) -> None:
         s = self.settings
-        learning = [(p, m) for p, m in zip(self.matrices, self.momentum, strict=True) if p.grad is not None]
+        learning = [
+            (p, p.grad, m) for p, m in zip(self.matrices, self.momentum, strict=True) if p.grad is not None
+        ]
         if not learning:
             return
-        grads, momentum = [p.grad for p, _ in learning], [m for _, m in learning]
+        grads, momentum = [grad for _, grad, _ in learning], [m for _, _, m in learning]
         torch._foreach_lerp_(momentum, grads, 1 - s.muon_momentum)
         nesterov = torch._foreach_lerp(grads, momentum, s.muon_momentum)
-        groups: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        for (p, _), update in zip(learning, nesterov, strict=True):
+        groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for (p, _, _), update in zip(learning, nesterov, strict=True):
             flat = update.flatten(1)
             groups[(flat.shape[0], flat.shape[1])].append((p, flat))
         for (rows, columns), members in groups.items():
