@@ -47,11 +47,11 @@ MATTE = (0.0, 1.0, 1.0)  # metallic, roughness, alpha: pictures tell nothing abo
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewBakeSettings:
     views: int = 32
-    size: int = 1024  # pixels of a view
+    size: int | None = None  # pixels of a view; None: half the texture's side, from 256 to 1024
     tolerance: float = 6e-3  # world units that the pictures' surface may lie off the mesh
 
     def __post_init__(self) -> None:
-        if self.views < 1 or self.size < 16 or self.tolerance <= 0:
+        if self.views < 1 or self.tolerance <= 0 or (self.size is not None and self.size < 16):
             raise ValueError("views, size (at least 16) and tolerance must be positive")
 
 
@@ -145,6 +145,7 @@ def bake_views(
 ) -> Baked:
     """Color every texel from the views that see it best; stage `bake` reports one step per view."""
     mesh, appearance = mesh.to(runtime.device), appearance.to(runtime.device)
+    size = settings.size or min(max(texture_size // 2, 256), 1024)
     texels = cover_texels(mesh, texture_size, runtime.kernels)
     normals = face_normals(mesh.vertices, mesh.faces)[texels.face]
     weights = torch.zeros(len(texels.index), BEST, device=runtime.device)
@@ -152,7 +153,9 @@ def bake_views(
     directions = [hammersley_view(number, settings.views) for number in range(settings.views)]
     for number, camera in enumerate(framed_cameras(mesh, directions)):
         runtime.report("bake", number, settings.views)
-        texel, weight, color = look(mesh, appearance, texels, normals, camera, runtime, settings)
+        texel, weight, color = look(
+            mesh, appearance, texels, normals, camera, size, settings.tolerance, runtime
+        )
         keep_best(weights, colors, texel, weight, to_bytes(color))
     runtime.report("bake", settings.views, settings.views)
     share = weights / weights.sum(1, keepdim=True).clamp(min=1e-30)
@@ -173,11 +176,11 @@ def look(
     texels: Texels,
     normals: Tensor,  # float32 [Q, 3]
     camera: Camera,
+    size: int,
+    tolerance: float,
     runtime: Runtime,
-    settings: ViewBakeSettings,
 ) -> tuple[Tensor, Tensor, Tensor]:  # int64 [P], float32 [P], float32 [P, 3]
     """The texels that a camera sees: which, how well, and in which color."""
-    size = settings.size
     buffers = render_mesh(Mesh(mesh.vertices, mesh.faces), camera, size, runtime)
     view = camera.extrinsics.to(mesh.vertices)
     to_eye = F.normalize(camera.eye.to(normals) - texels.position, dim=1)
@@ -187,7 +190,7 @@ def look(
     flat = local @ camera.intrinsics.to(local).T
     place = flat[:, :2] / flat[:, 2:] * size
     column, row = place.long().clamp(0, size - 1).unbind(1)
-    near = buffers.mask[row, column] & (local[:, 2] <= buffers.depth[row, column] + settings.tolerance)
+    near = buffers.mask[row, column] & (local[:, 2] <= buffers.depth[row, column] + tolerance)
     texel, place, row, column = texel[near], place[near], row[near], column[near]
     picture = draw(appearance, camera, size, runtime)
     color, alpha = sample_picture(picture, place)
