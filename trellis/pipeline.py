@@ -40,6 +40,7 @@ from trellis_core.geometry.asset import ExportSettings, build_asset
 from trellis_core.geometry.types import Asset, Mesh
 from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
+from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
 from trellis_core.sampling.schedule import SamplerSettings
@@ -122,7 +123,8 @@ class Pipeline:
         """Picture, several pictures or prompt to finished asset; `sampling` goes to `sample`."""
         start: dict[str, Any] = {"prompt": prompt, "pictures": pictures}
         bundle = self.sample(picture, **start, seed=seed, on_progress=on_progress, cancel=cancel, **sampling)
-        decoded = self.decode(bundle, formats=("mesh",), on_progress=on_progress, cancel=cancel)[0]
+        formats = [name for name in ("mesh", "gaussians") if name in self.formats]
+        decoded = self.decode(bundle, formats=formats, on_progress=on_progress, cancel=cancel)[0]
         extras = provenance(bundle)
         return self.export(decoded, export, extras=extras, on_progress=on_progress, cancel=cancel)
 
@@ -242,19 +244,35 @@ class Pipeline:
         decoded: Decoded,
         settings: ExportSettings | None = None,
         *,
+        color: str = "auto",
+        views: ViewBakeSettings = STANDARD,
         extras: Mapping[str, Any] | None = None,
         on_progress: Progress | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Asset:
-        """The decoded mesh as a clean asset, textured with the colors that it carries."""
+        """The decoded mesh as a clean asset.
+
+        `color` says what its texture is painted after: "gaussians" or "radiance_field" as `views` see
+        them, "vertices", or "auto": the first of these that was decoded.
+        """
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
+        common: dict[str, Any] = {"runtime": runtime, "extras": extras or {}, "writers": WRITERS}
+        settings = settings or ExportSettings()
+        appearance = decoded.appearance(color)
         with torch.inference_mode(), memory_errors("export"):
-            return build_asset(
-                decoded.voxel_mesh(),
-                settings or ExportSettings(),
-                runtime=runtime,
-                extras=extras or {},
-                writers=WRITERS,
+            if appearance is None:
+                return build_asset(decoded.voxel_mesh(), settings, **common)
+            mesh, colors = decoded.surface()
+            assert decoded.mesh is not None
+            resolution = decoded.mesh.resolution
+            return build_viewed_asset(
+                mesh,
+                appearance,
+                settings,
+                resolution=resolution,
+                colors=colors,
+                views=views,
+                **common,
             )
 
     def _start(

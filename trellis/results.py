@@ -1,17 +1,21 @@
-"""What a run decodes to. Letters: V vertices, N voxels, R cube grid."""
+"""What a run decodes to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trellis.flexicubes import CubeMesh
-from trellis_core.errors import InputError
+from trellis_core.errors import InputError, UsageError
 from trellis_core.geometry.fields import Gaussians, RadianceField
 from trellis_core.geometry.types import Mesh, PBRVoxels, VoxelMesh
-from trellis_core.sparse.order import key_coords, linear_keys
+from trellis_core.render.bake_views import color_voxels
+
+VERTICES = "vertices"
+GREY = 0.5  # color of a mesh that has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,34 +26,51 @@ class Decoded:
     gaussians: Gaussians | None = None
     radiance_field: RadianceField | None = None
 
-    def voxel_mesh(self) -> VoxelMesh:
-        """The mesh, and its colors as material voxels: rough, not metallic, opaque.
+    def surface(self) -> tuple[Mesh, Tensor]:
+        """The mesh on the CPU, and the colors float32 [V, 3] of its vertices.
 
         Raises `InputError` without a mesh or without a surface in it.
         """
-        if self.mesh is None or not len(self.mesh.faces):
+        if self.mesh is None:
+            raise InputError("no mesh was decoded", hint="decode `mesh`")
+        if not len(self.mesh.faces):
             raise InputError(
-                "the model made no surface" if self.mesh is not None else "no mesh was decoded",
-                hint="use another seed, or decode `mesh`",
+                "the model made no surface",
+                hint="try another seed, or a picture that shows the whole object on a plain background",
             )
-        mesh = self.mesh
-        vertices = mesh.vertices.float().cpu()
-        colors = torch.full((len(vertices), 3), 0.5)
-        if mesh.attributes is not None:
-            colors = mesh.attributes[:, :3].float().cpu()
-        coords, colors = averaged(vertices, colors, mesh.resolution)
-        roughness, rest = torch.ones(len(coords), 1), torch.zeros(len(coords), 1)
-        attrs = torch.cat([colors, rest, roughness, torch.ones(len(coords), 1)], dim=1)
-        return VoxelMesh(Mesh(vertices, mesh.faces.cpu()), PBRVoxels(coords, attrs, mesh.resolution))
+        vertices = self.mesh.vertices.float().cpu()
+        colors = torch.full_like(vertices, GREY)
+        if self.mesh.attributes is not None:
+            colors = self.mesh.attributes[:, :3].float().cpu().clamp(0, 1)
+        return Mesh(vertices, self.mesh.faces.cpu()), colors
+
+    @property
+    def voxels(self) -> PBRVoxels:
+        """The colors of the surface as material voxels: rough, not metallic, opaque."""
+        return self.voxel_mesh().voxels
+
+    def voxel_mesh(self) -> VoxelMesh:
+        """The mesh and its colors as TRELLIS.2 decodes them."""
+        mesh, colors = self.surface()
+        assert self.mesh is not None
+        return VoxelMesh(mesh, color_voxels(mesh, colors, self.mesh.resolution))
+
+    def appearance(self, source: str) -> Gaussians | RadianceField | None:
+        """What a texture is painted after: a key of SOURCES; None stands for the colors of the vertices.
+
+        Raises `UsageError` for an unknown source and for one that was not decoded.
+        """
+        if source not in SOURCES:
+            raise UsageError(f"unknown source of color `{source}`", hint=f"choose from: {', '.join(SOURCES)}")
+        found = SOURCES[source](self)
+        if found is None and source not in ("auto", VERTICES):
+            raise UsageError(f"no `{source}` was decoded", hint=f"decode it, or choose `{VERTICES}`")
+        return found
 
 
-def averaged(
-    points: Tensor,  # float32 [V, 3]  in the unit cube
-    values: Tensor,  # float32 [V, C]
-    resolution: int,
-) -> tuple[Tensor, Tensor]:  # int32 [N, 3] sorted, float32 [N, C]
-    """Values at points as values of the voxels that hold them."""
-    cells = ((points + 0.5) * resolution).floor().long().clamp(0, resolution - 1)
-    keys, cell = torch.unique(linear_keys(cells, (resolution,) * 3), return_inverse=True)
-    total = values.new_zeros(len(keys), values.shape[1]).index_add(0, cell, values)
-    return key_coords(keys, (resolution,) * 3), total / torch.bincount(cell)[:, None]
+SOURCES: Mapping[str, Callable[[Decoded], Gaussians | RadianceField | None]] = {
+    "auto": lambda decoded: decoded.gaussians or decoded.radiance_field,
+    "gaussians": lambda decoded: decoded.gaussians,
+    "radiance_field": lambda decoded: decoded.radiance_field,
+    VERTICES: lambda decoded: None,
+}

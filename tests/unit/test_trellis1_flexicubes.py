@@ -1,8 +1,8 @@
 """FlexiCubes on the cubes that have a surface.
 
-Properties: a case and its inverse agree; closed shapes give closed, oriented meshes on the shape, even where a
-value is exactly zero; what lies beyond the decoded cubes is outside; nothing depends on the order of the cubes;
-gradients reach everything that is learned.
+Properties: a case and its inverse agree; closed shapes give closed, oriented meshes on the shape, also where
+a value is exactly zero; what lies beyond the decoded cubes is outside; nothing depends on the order of the
+cubes; gradients reach everything that is learned.
 Not tested here: numbers against the released code, which `tests/parity` does.
 """
 

@@ -16,16 +16,25 @@ import trellis
 from tests.tiny_trellis1 import GRID, IMAGE_SIZE, MAX_LENGTH, write_tiny_trellis1
 from trellis.condition import crop_object, read_prompt
 from trellis.costs import describe_networks
+from trellis.flexicubes import CORNERS, cube_mesh
 from trellis.loading import find_checkpoints, identify, network_config
-from trellis.pipeline import LATENT, STRUCTURE_LATENT
+from trellis.pipeline import LATENT, STRUCTURE_LATENT, Pipeline
+from trellis.representations import CubeLayout
 from trellis.results import Decoded
 from trellis.settings import read_settings
 from trellis.voxelize import normalized, occupied_by
 from trellis_core.errors import Cancelled, InputError, ModelError, UsageError
+from trellis_core.geometry.asset import ExportSettings
+from trellis_core.geometry.fields import Gaussians
 from trellis_core.geometry.types import Mesh
+from trellis_core.kernels.table import resolve_kernels
+from trellis_core.memory.devices import DeviceInfo
+from trellis_core.render.bake_views import ViewBakeSettings
 from trellis_core.runtime import Runtime
 from trellis_core.weights.bundle import Bundle
 from trellis_core.weights.verify import count_parameters
+
+FAST = Runtime(kernels=resolve_kernels(DeviceInfo(kind="cpu")))
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +106,50 @@ def test_a_mesh_carries_its_colors_into_material_voxels(pipeline, bundle):
     assert shape.mesh.faces.dtype == torch.int32
     assert ((shape.voxels.attrs >= -1e-6) & (shape.voxels.attrs <= 1 + 1e-6)).all()
     assert (shape.voxels.attrs[:, 3:] == torch.tensor([0.0, 1.0, 1.0])).all()
+    mine = ((shape.mesh.vertices + 0.5) * 4 * GRID).floor().int()
+    assert {*map(tuple, mine.tolist())} & {*map(tuple, shape.voxels.coords.tolist())}
     with pytest.raises(InputError, match="no mesh"):
         Decoded().voxel_mesh()
+
+
+COLORED = CubeLayout(use_color=True)
+
+
+def ball(resolution: int, radius: float, layout: CubeLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """All cubes of the grid, with the signed distance to a ball at their corners."""
+    axis = torch.arange(resolution)
+    cubes = torch.cartesian_prod(axis, axis, axis)
+    corners = (cubes[:, None] + torch.tensor(CORNERS)) / resolution - 0.5
+    feats = torch.zeros(len(cubes), layout.channels)
+    feats[:, :8] = corners.norm(dim=2) - radius + 1 / resolution
+    return cubes.int(), feats
+
+
+def test_a_texture_is_painted_after_what_was_decoded():
+    """A red ball whose Gaussians are blue: the texture follows what it is told to."""
+    cubes, feats = ball(8, 0.35, COLORED)
+    red = feats.clone()
+    red[:, 53:].view(len(red), 8, 6)[:, :, :3] = torch.tensor([9.0, -9.0, -9.0])
+    mesh = cube_mesh(cubes, red, COLORED, 8)
+    count = len(mesh.vertices)
+    blue = Gaussians(
+        mesh.vertices,
+        torch.full((count, 3), 0.05),
+        torch.tensor([[1.0, 0, 0, 0]]).expand(count, 4),
+        torch.ones(count, 1),
+        torch.tensor([[-1.77, -1.77, 1.77]]).expand(count, 3),
+    )
+    pipeline = Pipeline(settings=None, networks=None, identity=None, runtime=FAST)
+    decoded = Decoded(mesh=mesh, gaussians=blue)
+    small, few = ExportSettings(faces=200, texture_size=32), ViewBakeSettings(views=6, size=32)
+    assert decoded.appearance("auto") is decoded.appearance("gaussians") is blue
+    assert Decoded(mesh=mesh).appearance("auto") is None
+    for color, channel in (("vertices", 0), ("gaussians", 2)):
+        texture = pipeline.export(decoded, small, color=color, views=few).material.base_color[..., :3].float()
+        means = texture.flatten(0, 1).mean(0)
+        assert means.argmax() == channel, color
+    with pytest.raises(UsageError, match="radiance_field"):
+        pipeline.export(decoded, small, color="radiance_field")
 
 
 def test_one_picture_among_several_is_the_plain_run(pipeline, bundle):
