@@ -37,13 +37,11 @@ def test_a_command_in_the_documentation_is_understood(line):
     assert words[0] in COMMANDS, f"there is no command `{words[0]}`"
     module = import_module(f"trellis_cli.commands.{COMMANDS[words[0]].module}")
     command, arguments = typer.main.get_command(module.app), words[1:]
-    if isinstance(command, click.Group) or hasattr(command, "commands"):
-        if not arguments:
-            return
+    while isinstance(command, click.Group) or hasattr(command, "commands"):
+        if not arguments or arguments[0].startswith("-"):
+            break
         command, arguments = command.commands[arguments[0]], arguments[1:]
-        if not arguments:  # named, not shown: `trellis models pull`
-            return
-    if arguments:
+    if arguments and arguments != ["--help"]:  # else named, not shown: `trellis models pull`
         command.make_context("trellis", list(arguments), resilient_parsing=False)
 
 
