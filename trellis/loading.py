@@ -18,8 +18,8 @@ from torch import nn
 from trellis.costs import describe_networks
 from trellis.models import MODELS
 from trellis.networks import Loader, Networks
-from trellis.pipeline import IMAGE_ENCODER, TEXT_ENCODER, ModelIdentity
-from trellis.settings import DECODERS, PipelineSettings, read_settings
+from trellis.pipeline import ModelIdentity
+from trellis.settings import DECODERS, IMAGE_ENCODER, TEXT_ENCODER, PipelineSettings, read_settings
 from trellis_core.errors import ModelError
 from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
 from trellis_core.memory.devices import DeviceInfo
@@ -40,13 +40,8 @@ def find_checkpoints(folder: Path, settings: PipelineSettings, model: str) -> di
 
     Decoders may be missing as long as there is one: what needs them says so.
     """
-    references = dict(settings.models)
-    if settings.image_encoder is not None:
-        references[IMAGE_ENCODER] = settings.image_encoder
-    if settings.text_encoder is not None:
-        references[TEXT_ENCODER] = settings.text_encoder
     stems, absent = {}, []
-    for name, reference in references.items():
+    for name, reference in settings.references.items():
         try:
             stems[name] = hub.find_checkpoint(reference, folder, model=model)
         except ModelError as error:

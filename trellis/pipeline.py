@@ -27,9 +27,11 @@ from trellis.networks import Networks
 from trellis.results import Decoded
 from trellis.settings import (
     DECODERS,
+    IMAGE_ENCODER,
     LATENT_FLOW,
     STRUCTURE_DECODER,
     STRUCTURE_FLOW,
+    TEXT_ENCODER,
     PipelineSettings,
     override,
 )
@@ -49,8 +51,6 @@ from trellis_core.weights.bundle import Bundle
 
 Overrides = Mapping[str, Any] | None  # entries of SamplerSettings; None keeps the model's value
 
-IMAGE_ENCODER = "image_encoder"  # their names among the networks; pipeline.json keeps them apart
-TEXT_ENCODER = "text_encoder"
 THUMBNAIL_SIDE = 128
 STRUCTURE_LATENT = "structure_latent"  # names of tensors in a bundle
 LATENT = "latent"

@@ -20,6 +20,8 @@ from trellis_core.sampling.schedule import SamplerSettings
 STRUCTURE_FLOW = "sparse_structure_flow_model"
 STRUCTURE_DECODER = "sparse_structure_decoder"
 LATENT_FLOW = "slat_flow_model"
+IMAGE_ENCODER = "image_encoder"  # their names among the networks; pipeline.json keeps them apart
+TEXT_ENCODER = "text_encoder"
 DECODERS: Mapping[str, str] = {  # what to decode -> the network that does
     "mesh": "slat_decoder_mesh",
     "gaussians": "slat_decoder_gs",
@@ -46,6 +48,12 @@ class PipelineSettings:
     image_encoder: str | None = None  # path or hub repository; None: no pictures
     text_encoder: str | None = None  # the same; None: no prompts
     image_size: int = 518  # side of the picture that the encoder sees, pixels
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Every network of the model, its encoders among them: name -> path or `owner/name/path`."""
+        encoders = {IMAGE_ENCODER: self.image_encoder, TEXT_ENCODER: self.text_encoder}
+        return {**self.models, **{name: path for name, path in encoders.items() if path is not None}}
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -30,8 +30,13 @@ from trellis.data import (
 )
 from trellis.loading import find_checkpoints, load_network, network_config
 from trellis.models import MODELS
-from trellis.pipeline import IMAGE_ENCODER, TEXT_ENCODER
-from trellis.settings import Normalization, PipelineSettings, read_settings
+from trellis.settings import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    Normalization,
+    PipelineSettings,
+    read_settings,
+)
 from trellis.weights import ENCODERS
 from trellis_core.errors import InputError, ModelError, UsageError
 from trellis_core.io.files import write_file

@@ -102,7 +102,7 @@ def test_no_sign_change_is_no_surface():
     assert mesh.attributes is not None and mesh.attributes.shape == (0, 6)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 1000), st.integers(1, 40))
 def test_the_order_of_the_cubes_does_not_matter(seed, count):
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +115,7 @@ def test_the_order_of_the_cubes_does_not_matter(seed, count):
     assert torch.equal(mesh.attributes, shuffled.attributes)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 1000))
 def test_noise_gives_valid_meshes(seed):
     generator = torch.Generator().manual_seed(seed)

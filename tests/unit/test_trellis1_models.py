@@ -148,7 +148,7 @@ voxel_sets = st.sets(st.tuples(st.integers(0, 1), *[st.integers(0, 5)] * 3), min
 )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(voxel_sets)
 def test_halving_divides_by_the_number_of_voxels_plus_one(x):
     down = halve(x)
@@ -160,7 +160,7 @@ def test_halving_divides_by_the_number_of_voxels_plus_one(x):
     assert torch.equal(repeat_parents(down).coords, x.coords)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(voxel_sets)
 def test_subdividing_gives_every_voxel_its_eight_children(x):
     fine = subdivide(x)
@@ -196,7 +196,7 @@ def test_the_pointwise_weight_is_read_row_by_row_not_transposed():
     assert not torch.allclose(conv(x), x @ weight.view(3, 2).T + conv.conv.bias)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(voxel_sets, st.integers(1, 9), st.integers(0, 4))
 def test_every_voxel_finds_its_result_in_one_window(x, size, shift):
     windows = serial_windows(x.plan, size, shift_sequence=shift)

@@ -315,6 +315,8 @@ def test_a_partial_download_is_called_damaged(picture_folder, tmp_path):
 def test_an_unknown_model_is_named():
     with pytest.raises(ModelError, match="not on this machine"):
         trellis.load("JeffreyXiang/TRELLIS-nothing", Runtime())
+    with pytest.raises(ModelError, match=r"TRELLIS\.2"):
+        trellis.load("embedded", Runtime())
 
 
 def test_a_memory_plan_covers_every_network(picture_folder):

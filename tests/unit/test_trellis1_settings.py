@@ -35,7 +35,8 @@ def test_released_files_are_read(model):
     assert (settings.image_encoder is None, settings.text_encoder is None) == (not picture, picture)
     assert settings.formats == ("mesh", "gaussians", "radiance_field")
     assert len(settings.normalization.mean) == len(settings.normalization.std) == 8
-    assert not any("JeffreyXiang" in path for path in settings.models.values())
+    assert not any("JeffreyXiang" in path for path in settings.references.values())
+    assert len(settings.references) == 7
 
 
 def test_encoders_are_looked_for_where_safetensors_are_published():
