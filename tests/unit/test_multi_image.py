@@ -157,7 +157,7 @@ def test_both_modes_sample_the_structure_as_the_release_does(mode):
     case, want = read_case(path), read_expected(path)["z_s"]
     flow = SparseStructureFlowModel(**case.config["models"]["sparse_structure_flow_model"]["args"]).eval()
     prefix = "weights.sparse_structure_flow_model."
-    weights = load_file(GOLDEN / "pipeline_multi_weights.safetensors")
+    weights = load_file(GOLDEN / "pipeline_run.safetensors")
     flow.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
     params = case.config["sparse_structure_sampler"]["params"]
     sampler = SamplerSettings(
