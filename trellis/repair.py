@@ -12,7 +12,6 @@ from pathlib import Path
 
 from trellis.settings import LATENT_FLOW, STRUCTURE_FLOW, misdirected
 from trellis_core.errors import ModelError
-from trellis_core.weights.bundle import write_whole
 
 
 def right_latent_flow(models: Mapping[str, str]) -> str | None:
@@ -37,5 +36,7 @@ def repair_pipeline(path: Path) -> str | None:
     name = right_latent_flow(models)
     if name is not None:
         models[LATENT_FLOW] = name
-        write_whole(path, (json.dumps(content, indent=4) + "\n").encode())
+        whole = path.with_name(f".{path.name}.part")  # a reader sees the old file or the new one
+        whole.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        whole.replace(path)
     return name
