@@ -132,13 +132,13 @@ def extract_surface(grid: CubeGrid, *, training: bool = False) -> Surface:
     beta = torch.ones_like(raw[0]) if grid.beta is None else grid.beta[rows]
     start = torch.cumsum(table.patches[cases], 0) - table.patches[cases]  # first vertex of each cube
     total = int(table.patches[cases].sum())
-    gather = [(patch == p) for p in range(MAX_PATCHES)]
+    of_patch = [patch == number for number in range(MAX_PATCHES)]
 
     def place(values: Tensor) -> Tensor:
         """[P, X] -> [V, X]: weighted mean of a patch's crossings."""
         crossing = interpolate(values[first], values[last], *weighted, crossed)
         placed = values.new_zeros(total, values.shape[1])
-        for number, mine in enumerate(gather):
+        for number, mine in enumerate(of_patch):
             has = mine.any(1)
             weights = (beta * mine)[has]
             mean = (crossing[has] * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
@@ -149,9 +149,9 @@ def extract_surface(grid: CubeGrid, *, training: bool = False) -> Surface:
     attributes = None if grid.attributes is None else place(grid.attributes)
     vertex = torch.where(crossed, start[:, None] + patch, 0)  # [S, 12]
     plain = interpolate(grid.positions[first], grid.positions[last], *raw, crossed)
-    deviation = uneven(plain, vertices, vertex, crossed, gather)
+    deviation = uneven(plain, vertices, vertex, crossed, of_patch)
 
-    quads, owners = find_quads(grid, rows, first, last, crossed, vertex, raw[0])
+    quads, owners = find_quads(grid.cubes[rows], grid.resolution, crossed, vertex, raw[0])
     gamma = torch.ones(len(rows), device=device) if grid.gamma is None else grid.gamma[rows]
     gamma = gamma[owners]  # [Q, 4]
     diagonals = torch.stack([gamma[:, 0] * gamma[:, 2], gamma[:, 1] * gamma[:, 3]], dim=1)
@@ -207,20 +207,24 @@ def uneven(
     vertices: Tensor,  # [V, 3]
     vertex: Tensor,  # int64 [S, 12]
     crossed: Tensor,  # bool [S, 12]
-    gather: list[Tensor],  # bool [S, 12] for each patch
+    of_patch: list[Tensor],  # bool [S, 12] for each patch
 ) -> Tensor:  # [crossings]
     """Per crossing: | distance to its vertex - mean distance in its patch |."""
     gap = torch.where(crossed[..., None], crossing - vertices[vertex] if len(vertices) else crossing, 1)
     distance = gap.norm(dim=2)
     mean = torch.zeros_like(distance)
-    for mine in gather:
+    for mine in of_patch:
         patch_mean = (distance * mine).sum(1, keepdim=True) / mine.sum(1, keepdim=True).clamp_min(1)
         mean = torch.where(mine, patch_mean, mean)
     return (distance - mean).abs()[crossed]
 
 
 def find_quads(
-    grid: CubeGrid, rows: Tensor, first: Tensor, last: Tensor, crossed: Tensor, vertex: Tensor, value: Tensor
+    cubes: Tensor,  # int32 [S, 3]  sorted
+    resolution: int,
+    crossed: Tensor,  # bool [S, 12]
+    vertex: Tensor,  # int64 [S, 12]
+    value: Tensor,  # float32 [S, 12]  at the first end of each edge
 ) -> tuple[Tensor, Tensor]:
     """Every crossed grid edge with surface in all four cubes around it.
 
@@ -229,8 +233,8 @@ def find_quads(
     """
     device = value.device
     lower, axis = zip(*(edge_place(*edge) for edge in EDGES), strict=True)
-    origin = grid.cubes[rows][:, None] + torch.tensor([CORNERS[j] for j in lower], device=device)
-    keys = linear_keys(origin, (grid.resolution + 1,) * 3) * 3 + torch.tensor(axis, device=device)
+    origin = cubes[:, None] + torch.tensor([CORNERS[j] for j in lower], device=device)
+    keys = linear_keys(origin, (resolution + 1,) * 3) * 3 + torch.tensor(axis, device=device)
     cube, edge = crossed.nonzero(as_tuple=True)  # cubes ascend, as the order of the quads' corners wants
     sorted_keys, order = torch.sort(keys[cube, edge], stable=True)
     _, counts = torch.unique_consecutive(sorted_keys, return_counts=True)
