@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from trellis_core.errors import InputError, TrellisError, UsageError
-from trellis_core.image.background import choose_background_remover
 from trellis_core.image.preprocess import (
     MASK_HINT,
     OPAQUE,
@@ -25,6 +24,7 @@ from trellis_core.image.preprocess import (
     to_8bit,
 )
 from trellis_core.io.images import read_picture
+from trellis_core.models.matting import background_remover
 from trellis_core.models.tokenizer import Tokenizer, split
 from trellis_core.runtime import Runtime
 from trellis_core.sampling.multi_image import STOCHASTIC, mode_named
@@ -80,10 +80,11 @@ def prepare_pictures(condition: Condition, size: int, runtime: Runtime) -> list[
     count = len(condition.pictures)
     if count:
         runtime.report("picture", 0, count)
+    remover, chosen = background_remover(condition.background, runtime)
     for number, picture in enumerate(condition.pictures, start=1):
         which = f"picture {number}: " if count > 1 else ""
         try:
-            image, notice = prepare_picture(picture, condition.background, size)
+            image, notice = prepare_picture(picture, size, remover, chosen)
         except TrellisError as error:
             raise type(error)(which + error.message, error.hint) from error
         prepared.append(image)
@@ -91,11 +92,15 @@ def prepare_pictures(condition: Condition, size: int, runtime: Runtime) -> list[
     return prepared
 
 
-def prepare_picture(picture: Picture, background: str, size: int) -> tuple[Image.Image, str]:
+def prepare_picture(
+    picture: Picture,
+    size: int,
+    remover: BackgroundRemover | None,  # None keeps the whole picture
+    chosen: str = "",  # what to say when the remover was needed
+) -> tuple[Image.Image, str]:
     """The prepared picture, and what there is to say about it."""
     image = picture if isinstance(picture, Image.Image) else read_picture(Path(picture))
-    remover, notice = choose_background_remover(background)
-    notices = [image.info.get("notice", ""), "" if has_transparency(image) else notice]
+    notices = [image.info.get("notice", ""), "" if has_transparency(image) else chosen]
     return crop_object(image, remover, size), "; ".join(filter(None, notices))
 
 
