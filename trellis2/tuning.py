@@ -25,13 +25,7 @@ from trellis2.dual_grid import extract_mesh
 from trellis2.ingest import find_encoders
 from trellis2.loading import IMAGE_ENCODER, find_checkpoints, network_config
 from trellis2.models import MODELS
-from trellis2.objectives import (
-    flow_losses,
-    materials_against,
-    shape_vae_losses,
-    surfaces_against,
-    texture_vae_losses,
-)
+from trellis2.objectives import materials_against, shape_vae_losses, surfaces_against, texture_vae_losses
 from trellis2.settings import Normalization, PipelineSettings, read_settings
 from trellis2.weights import IMAGE_ENCODER as PUBLISHED_ENCODER
 from trellis_core.errors import InputError, ModelError, UsageError
@@ -53,6 +47,7 @@ from trellis_core.training.data import (
 )
 from trellis_core.training.distributed import World
 from trellis_core.training.lora import FORMAT, LoRA, LoRASettings, load_lora
+from trellis_core.training.losses import flow_losses
 from trellis_core.training.objectives import logit_normal_times
 from trellis_core.training.recipes import (
     AdamSettings,

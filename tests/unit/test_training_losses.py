@@ -33,7 +33,6 @@ from trellis2.models.sparse_vae import (
 from trellis2.objectives import (
     ShapeVaeWeights,
     TextureVaeWeights,
-    flow_losses,
     materials_against,
     shape_vae_losses,
     surface_losses,
@@ -50,6 +49,7 @@ from trellis_core.training.batching import SampleOrder, balanced_groups, micro_b
 from trellis_core.training.clipping import AdaptiveClip
 from trellis_core.training.elastic import ElasticMemory, ElasticSettings, checkpointed_blocks
 from trellis_core.training.image_losses import ImageWeights, image_loss, psnr, ssim, ssim_per_image
+from trellis_core.training.losses import flow_losses
 from trellis_core.training.lpips import VGG_BLOCKS, Lpips
 from trellis_core.training.master import FlatAverage, MasterCopy, linear_warm_up
 from trellis_core.training.objectives import (

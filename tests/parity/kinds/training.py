@@ -26,9 +26,7 @@ from trellis2.models.sparse_vae import (
 from trellis2.objectives import (
     ShapeVaeWeights,
     TextureVaeWeights,
-    flow_losses,
     shape_vae_losses,
-    structure_vae_losses,
     texture_vae_losses,
     training_meshes,
 )
@@ -40,6 +38,7 @@ from trellis_core.training.batching import SampleOrder, balanced_groups
 from trellis_core.training.clipping import AdaptiveClip
 from trellis_core.training.elastic import ElasticMemory, ElasticSettings, checkpointed_blocks
 from trellis_core.training.image_losses import ImageWeights, psnr, ssim, ssim_per_image
+from trellis_core.training.losses import flow_losses, structure_vae_losses
 from trellis_core.training.master import FlatAverage, MasterCopy, linear_warm_up
 from trellis_core.training.objectives import (
     TimeSchedule,
