@@ -17,7 +17,6 @@ from torch import nn
 
 from trellis.costs import describe_networks
 from trellis.models import MODELS
-from trellis.networks import Loader, Networks
 from trellis.pipeline import ModelIdentity
 from trellis.settings import DECODERS, IMAGE_ENCODER, TEXT_ENCODER, PipelineSettings, read_settings
 from trellis_core.errors import ModelError
@@ -25,6 +24,7 @@ from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.models import image_encoder, text_encoder
 from trellis_core.models.image_encoder import DINOv2ViT
+from trellis_core.models.networks import Loader, Networks
 from trellis_core.models.text_encoder import CLIPTextEncoder
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.runtime import Runtime

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from trellis import stages
 from trellis.condition import Condition, Picture, prepare_pictures, read_prompt
-from trellis.networks import Networks
 from trellis.results import Decoded
 from trellis.settings import (
     DECODERS,
@@ -42,6 +41,7 @@ from trellis_core.geometry.asset import ExportSettings, build_asset
 from trellis_core.geometry.types import Asset, Mesh
 from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
+from trellis_core.models.networks import Networks
 from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used

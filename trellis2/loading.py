@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from trellis2.models import MODELS
-from trellis2.networks import Loader, Networks
 from trellis2.pipeline import ModelIdentity
 from trellis2.settings import PipelineSettings, read_settings
 from trellis_core.errors import ModelError
@@ -24,6 +23,7 @@ from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
 from trellis_core.memory.cost import Network, describe_networks
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.models.image_encoder import DINOv3ViT
+from trellis_core.models.networks import Loader, Networks
 from trellis_core.models.text_encoder import CLIPTextEncoder
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.runtime import Runtime

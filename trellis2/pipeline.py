@@ -24,7 +24,6 @@ from torch import Tensor
 from trellis2 import stages
 from trellis2.condition import Condition, Picture, Prompt, prepare_pictures, read_prompt, unlike_training
 from trellis2.dual_grid import normalize_mesh
-from trellis2.networks import Networks
 from trellis2.settings import (
     MAX_TOKENS,
     PipelineSettings,
@@ -41,6 +40,7 @@ from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
 from trellis_core.models.familiarity import familiarity
+from trellis_core.models.networks import Networks
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
 from trellis_core.sampling.schedule import SamplerSettings
