@@ -1,19 +1,16 @@
-"""What a run starts from: a picture, several pictures of one object, or a prompt.
+"""From what a run starts with to what its encoders take.
 
 Checks and prepares; the networks that encode it are the pipeline's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from trellis_core.errors import InputError, TrellisError, UsageError
+from trellis_core.errors import InputError, TrellisError
 from trellis_core.image.preprocess import (
     MASK_HINT,
     OPAQUE,
@@ -27,51 +24,10 @@ from trellis_core.io.images import read_picture
 from trellis_core.models.matting import background_remover
 from trellis_core.models.tokenizer import Tokenizer, split
 from trellis_core.runtime import Runtime
-from trellis_core.sampling.multi_image import STOCHASTIC, mode_named
-
-Picture = Image.Image | str | Path
+from trellis_core.sampling.condition import Condition, Picture
 
 MARGIN = 1.2  # side of the crop in units of the object's
 MAX_SIDE = 1024  # pixels; larger pictures without transparency are shrunk before they are cut out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """One picture, several pictures or a prompt; exactly one of them."""
-
-    pictures: tuple[Picture, ...] = ()
-    prompt: str | None = None
-    mode: str = STOCHASTIC  # how several pictures are combined
-    background: str = "auto"
-
-    @classmethod
-    def of(
-        cls,
-        picture: Picture | None,
-        pictures: Sequence[Picture],
-        prompt: str | None,
-        mode: str = STOCHASTIC,
-        background: str = "auto",
-    ) -> Condition:
-        """Raises `UsageError` unless exactly one of the three is given."""
-        if isinstance(pictures, (str, Path, Image.Image)):
-            raise UsageError("`pictures` is one picture, not a list", hint="pass it as `picture`")
-        if sum((picture is not None, len(pictures) > 0, prompt is not None)) != 1:
-            raise UsageError(
-                "a run starts from one thing: a picture, several pictures, or a prompt",
-                hint='for example run("chair.png"), run(pictures=["a.png", "b.png"]), run(prompt="a chair")',
-            )
-        mode_named(mode)
-        given = tuple(pictures) if picture is None else (picture,)
-        return cls(pictures=given, prompt=prompt, mode=mode, background=background)
-
-    def facts(self) -> dict[str, Any]:
-        """JSON-able; kept in bundles and finished files. Names of files stay private."""
-        if self.prompt is not None:
-            return {"kind": "text", "prompt": self.prompt}
-        if len(self.pictures) > 1:
-            return {"kind": "pictures", "count": len(self.pictures), "mode": self.mode}
-        return {"kind": "picture"}
 
 
 def prepare_pictures(condition: Condition, size: int, runtime: Runtime) -> list[Image.Image]:

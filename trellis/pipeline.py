@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from trellis import stages
-from trellis.condition import Condition, Picture, prepare_pictures, read_prompt
+from trellis.condition import prepare_pictures, read_prompt
 from trellis.results import Decoded
 from trellis.settings import (
     DECODERS,
@@ -44,6 +44,7 @@ from trellis_core.memory.residency import memory_errors
 from trellis_core.models.networks import Networks
 from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
 from trellis_core.runtime import Progress, Runtime, cancellable
+from trellis_core.sampling.condition import Condition, Picture
 from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
 from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sparse.tensor import SparseTensor

@@ -1,4 +1,4 @@
-"""What a run starts from: a picture, several pictures of one object, or a prompt.
+"""From what a run starts with to what its encoders take.
 
 Checks and prepares; the networks that encode it are the pipeline's business.
 """
@@ -8,62 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from trellis2.settings import TextSettings
-from trellis_core.errors import InputError, TrellisError, UsageError
+from trellis_core.errors import InputError, TrellisError
 from trellis_core.image.preprocess import BackgroundRemover, has_transparency, preprocess_picture
 from trellis_core.io.images import read_picture
 from trellis_core.models.matting import background_remover
 from trellis_core.models.tokenizer import Tokenizer, split
 from trellis_core.runtime import Runtime
-from trellis_core.sampling.multi_image import STOCHASTIC, mode_named
-
-Picture = Image.Image | str | Path
+from trellis_core.sampling.condition import Condition, Picture
 
 NAMED = 8  # words that a note lists before it counts the rest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """One picture, several pictures or a prompt; exactly one of them."""
-
-    pictures: tuple[Picture, ...] = ()
-    prompt: str | None = None
-    mode: str = STOCHASTIC  # how several pictures are combined
-    background: str = "auto"
-
-    @classmethod
-    def of(
-        cls,
-        picture: Picture | None,
-        pictures: Sequence[Picture],
-        prompt: str | None,
-        mode: str = STOCHASTIC,
-        background: str = "auto",
-    ) -> Condition:
-        """Raises `UsageError` unless exactly one of the three is given."""
-        if isinstance(pictures, (str, Path, Image.Image)):
-            raise UsageError("`pictures` is one picture, not a list", hint="pass it as `picture`")
-        if sum((picture is not None, len(pictures) > 0, prompt is not None)) != 1:
-            raise UsageError(
-                "a run starts from one thing: a picture, several pictures, or a prompt",
-                hint='for example run("chair.png"), run(pictures=["a.png", "b.png"]), run(prompt="a chair")',
-            )
-        mode_named(mode)
-        given = tuple(pictures) if picture is None else (picture,)
-        return cls(pictures=given, prompt=prompt, mode=mode, background=background)
-
-    def facts(self, prompt: Prompt | None, familiarity: Sequence[float] = ()) -> dict[str, Any]:
-        """JSON-able; kept in bundles and finished files. Names of files stay private."""
-        if prompt is not None:
-            return {"kind": "text", "prompt": prompt.text}
-        known = {"familiarity": [round(each, 3) for each in familiarity]} if familiarity else {}
-        if len(self.pictures) > 1:
-            return {"kind": "pictures", "count": len(self.pictures), "mode": self.mode, **known}
-        return {"kind": "picture", **known}
 
 
 def prepare_pictures(condition: Condition, runtime: Runtime) -> list[Image.Image]:

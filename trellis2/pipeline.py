@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from trellis2 import stages
-from trellis2.condition import Condition, Picture, Prompt, prepare_pictures, read_prompt, unlike_training
+from trellis2.condition import Prompt, prepare_pictures, read_prompt, unlike_training
 from trellis2.dual_grid import normalize_mesh
 from trellis2.settings import (
     MAX_TOKENS,
@@ -42,6 +42,7 @@ from trellis_core.memory.residency import memory_errors
 from trellis_core.models.familiarity import familiarity
 from trellis_core.models.networks import Networks
 from trellis_core.runtime import Progress, Runtime, cancellable
+from trellis_core.sampling.condition import Condition, Picture
 from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
 from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sparse.tensor import SparseTensor
@@ -183,7 +184,7 @@ class Pipeline:
             },
             info={
                 "model": asdict(self.identity),
-                "condition": condition.facts(encoded, known),
+                "condition": condition.facts(encoded.text if encoded else None, known),
                 "pipeline_type": kind.name,
                 "resolution": resolution,
                 "num_samples": num_samples,
