@@ -8,7 +8,8 @@
     python -m trellis2.train_embedded shape_vae ...         then shape_flow
     python -m trellis2.train_embedded texture_vae ...       then texture_flow
     python -m trellis2.train_embedded weights --output FOLDER ...   weights alone, to start from elsewhere
-    python -m trellis2.train_embedded encode ...            once before several flows are trained at a time
+    python -m trellis2.train_embedded encode ...            once before several flows are trained at a time;
+                                                            encode:shape and so on for one part on each GPU
     python -m trellis2.train_embedded release --output trellis2/_embedded ...
 
 The recipe is `configs/trellis2/embedded/recipe.json`. A stage that is run again continues from its
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from trellis2.training import STAGES, encode_data, release, train_and_store
+from trellis2.training import ENCODINGS, STAGES, encode_data, release, train_and_store
 from trellis2.workshop import Workshop
 from trellis_core.kernels.table import Kernels, resolve_kernels
 from trellis_core.memory.devices import describe_device
@@ -72,8 +73,8 @@ def main() -> None:
                 save_weights(options.output / path.name, path)
         return
     shop = open_workshop(options, recipe)
-    if options.stages == "encode":
-        encode_data(shop)
+    if options.stages.split(":")[0] == "encode":
+        encode_data(shop, options.stages.split(":")[1:] or ENCODINGS)
         return
     if options.stages == "release":
         release(shop, options.output)

@@ -11,7 +11,7 @@ Letters: B batch, T packed tokens or voxels, C channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -443,10 +443,18 @@ def with_vocabulary(trained: TrainedNetwork, old: Tokenizer, new: Tokenizer) -> 
     return TrainedNetwork({**trained.config, "args": args}, network)
 
 
-def encode_data(shop: Workshop) -> None:
-    """Store everything that the flows need of the data, so that they can start without it."""
-    for made in (shop.structure_latents, shop.picture_tokens, shop.latents("shape"), shop.latents("texture")):
-        del made
+ENCODINGS: Mapping[str, Callable[[Workshop], object]] = {
+    "structure": lambda shop: shop.structure_latents,
+    "pictures": lambda shop: shop.picture_tokens,
+    "shape": lambda shop: shop.latents("shape"),
+    "texture": lambda shop: shop.latents("texture"),
+}
+
+
+def encode_data(shop: Workshop, what: Iterable[str] = tuple(ENCODINGS)) -> None:
+    """Store what the flows need of the data, so that they can start without it."""
+    for name in what:
+        ENCODINGS[name](shop)
 
 
 def train_and_store(

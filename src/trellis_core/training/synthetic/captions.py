@@ -3,7 +3,8 @@
     [a] [size] [shape] [color [and color]] [finish] noun [with part [and part]]
     part = [a | number] [color] role
 
-A caption says only what is true of the object's parts, but never all of it. Knows nothing about tokens.
+A caption says only what is true of the object's parts, but never all of it; it gives an object one color
+only when the parts that people expect in that color have it. Knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -126,8 +127,11 @@ def _caption(obj: SyntheticObject, rng: np.random.Generator) -> str:
     second = [role for role in others if role in kind.mention[:2]]
     if style == "bare":
         return _open(noun, rng)
+    odd = [role for role in others if role in facts.kin]
     if (style == "pair" and not second) or (style == "named" and not others):
         style = "color"
+    if style == "color" and odd:
+        style = "parts"
     color, parts = facts.color, []
     if style == "plain":
         color = ""

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 HELD_OUT = 900_000  # seeds from here on are never trained on
+MATCHING = 0.3  # share of objects whose related parts all have one material
 TOP = 0.75  # a number is in its corner from here on, as a share of its range
 Novelty = Literal["color", "corner"]
 
@@ -49,6 +50,7 @@ class Attributes:
     shapes: tuple[str, ...]  # words such as "round"
     extras: tuple[str, ...]  # roles that other objects of the category may lack
     counts: Mapping[str, int]  # role -> how many parts of it one sees
+    kin: tuple[str, ...]  # roles that people expect in the color of the object
     numbers: Mapping[str, float]  # parameter -> where in its range, [0, 1)
 
 
@@ -90,8 +92,9 @@ def _draw_until(
     rng: np.random.Generator, seed: int, kind: Category, *, unseen_color: bool, corner: bool
 ) -> SyntheticObject:
     """Draw objects from one generator until one is on the wanted side of both hold-outs."""
+    matching = bool(np.random.default_rng((seed, 4)).random() < MATCHING)
     while True:
-        sketch = Sketch(rng)
+        sketch = Sketch(rng, matching)
         kind.make(sketch)
         color = sketch.paints[kind.main].color
         if (color in kind.unseen) == unseen_color and in_corner(sketch.numbers, kind) == corner:
@@ -112,6 +115,7 @@ def _describe(sketch: Sketch, kind: Category) -> Attributes:
         shapes=tuple(sketch.shapes),
         extras=tuple(sketch.extras),
         counts=dict(sketch.counts),
+        kin=tuple(sketch.kin),
         numbers=dict(sketch.numbers),
     )
 

@@ -31,6 +31,7 @@ from trellis_core.training.synthetic.shapes import (
 
 STILL: Vector = (0.0, 0.0, 0.0)
 SIDES = (-1, 1)
+RARE = 0.1  # two roles that share a material no more often than this are expected to differ
 CORNERS = tuple((x, y) for x in SIDES for y in SIDES)
 
 
@@ -84,14 +85,16 @@ def category(
 class Sketch:
     """An object on its way: `parts` so far, `paints` by role, and the choices that were made."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, matching: bool = False) -> None:
         self.rng = rng
+        self.matching = matching  # parts that people expect in one color have one
         self.parts: list[Part] = []
         self.paints: dict[str, Paint] = {}
         self.numbers: dict[str, float] = {}  # name -> where in its range, [0, 1)
         self.shapes: list[str] = []
         self.extras: list[str] = []
         self.counts: dict[str, int] = {}
+        self.kin: list[str] = []
 
     # Choices
 
@@ -127,8 +130,11 @@ class Sketch:
 
     def paint(self, role: str, *colors: str, finish: str = "", like: str = "", share: float = 0.5) -> None:
         """Choose the material of a role: that of the role `like` with probability `share`, else one of
-        `colors` (any color when none is named) in a finish."""
-        if like and self.toss(share):
+        `colors` (any color when none is named) in a finish. In a matching object it is that of `like`,
+        unless that is rare."""
+        kin = bool(like) and share > RARE
+        self.kin += [role] if kin else []
+        if like and (self.toss(share) or (kin and self.matching)):
             self.paints[role] = self.paints[like]
             return
         color = self.style(*(colors or tuple(PALETTE)))
