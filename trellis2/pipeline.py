@@ -13,7 +13,7 @@ pass), texture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from trellis2.settings import (
     TextSettings,
     override,
 )
-from trellis2.texturing import encode_shape, mesh_voxels
+from trellis2.texturing import encode_shape, mesh_voxels, own_uvs
 from trellis_core import __version__
 from trellis_core.errors import InputError, UsageError
 from trellis_core.geometry.asset import ExportSettings, build_asset, texture_mesh
@@ -255,14 +255,16 @@ class Pipeline:
         pipeline_type: str | None = None,
         texture: Overrides = None,
         background: str = "auto",
+        keep_uv: bool = False,
         export: ExportSettings | None = None,
         on_progress: Progress | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Asset:
-        """Paint a mesh (z up, any size) after a picture; its own texture coordinates are kept.
+        """Paint a mesh (z up, any size) after a picture.
 
-        The result lies in the unit cube. Raises what `sample` raises, and `ModelError` when the model
-        has no shape encoder.
+        It is unwrapped anew; with `keep_uv` its own texture coordinates are used (see `own_uvs`). The result
+        lies in the unit cube. Raises what `sample` raises, `InputError` for coordinates that cannot be used,
+        and `ModelError` when the model has no shape encoder.
         """
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
         kind = self.settings.pipeline_type(pipeline_type)
@@ -276,8 +278,11 @@ class Pipeline:
             generator=torch.Generator().manual_seed(seed),
             runtime=runtime,
         )
+        mesh = Mesh(normalize_mesh(mesh.vertices), mesh.faces, mesh.uvs if keep_uv else None)
+        if keep_uv:
+            mesh, note = own_uvs(mesh, export or ExportSettings(), runtime.kernels)
+            runtime.report("picture", 0, 1, note)
         images = prepare_pictures(Condition(pictures=(picture,), background=background), runtime)
-        mesh = replace(mesh, vertices=normalize_mesh(mesh.vertices))
         with torch.inference_mode(), memory_errors("texturing"):
             runtime.report("voxelize", 0, 1)
             grid = mesh_voxels(mesh, kind.resolution)
