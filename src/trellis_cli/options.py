@@ -62,6 +62,22 @@ class Preset(str, Enum):
     lowpoly = "lowpoly"
 
 
+class Form(str, Enum):
+    """What a result is."""
+
+    mesh = "mesh"
+    gaussians = "gaussians"
+    radiance_field = "radiance-field"
+
+
+class ColorSource(str, Enum):
+    """What the texture of a TRELLIS v1 mesh is painted after."""
+
+    gaussians = "gaussians"
+    radiance_field = "radiance-field"
+    vertices = "vertices"
+
+
 class Precision(str, Enum):
     auto = "auto"
     full = "full"
@@ -89,6 +105,30 @@ PIPELINE_OF: Mapping[Resolution, str] = {
     Resolution.r1024: "1024_cascade",
     Resolution.r1536: "1536_cascade",
 }
+
+
+# options that a model of a version has no use for, and what to do instead
+FOREIGN: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "trellis": (
+        (
+            "resolution",
+            "pipeline",
+            "subject",
+            "shape_steps",
+            "shape_guidance",
+            "texture_steps",
+            "texture_guidance",
+        ),
+        "leave it out: TRELLIS v1 has one resolution, and its stages are `--structure-steps`, "
+        "`--latent-steps` and the guidances of the same names",
+    ),
+    "trellis2": (
+        ("latent_steps", "latent_guidance", "color_from"),
+        "leave it out: the stages of TRELLIS.2 are `--structure-steps`, `--shape-steps`, `--texture-steps` "
+        "and the guidances of the same names, and its textures are its own",
+    ),
+}
+TITLES: Mapping[str, str] = {"trellis": "TRELLIS v1", "trellis2": "TRELLIS.2"}
 
 
 def _option(panel: str, *names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
@@ -198,7 +238,29 @@ ShapeGuidance = Annotated[float | None, _guidance("--shape-guidance", "Guidance 
 TextureSteps = Annotated[int | None, _steps("--texture-steps", "Steps of the texture stage.")]
 TextureGuidance = Annotated[float | None, _guidance("--texture-guidance", "Guidance of the texture stage.")]
 
+LatentSteps = Annotated[int | None, _steps("--latent-steps", "Steps of a TRELLIS v1 model's second stage.")]
+LatentGuidance = Annotated[
+    float | None, _guidance("--latent-guidance", "Guidance of a TRELLIS v1 model's second stage.")
+]
+
 # Asset
+FormOption = Annotated[
+    Form | None,
+    _choice(
+        ASSET,
+        "--as",
+        "Deliver a mesh (default), gaussians (.ply, .splat, .spz) or a radiance-field (.safetensors); the "
+        "last two with TRELLIS v1 models.",
+    ),
+]
+ColorFrom = Annotated[
+    ColorSource | None,
+    _choice(
+        ASSET,
+        "--color-from",
+        "Paint a TRELLIS v1 mesh after: gaussians (default), radiance-field or vertices (quick).",
+    ),
+]
 PresetOption = Annotated[
     Preset | None, _choice(ASSET, "--preset", "Face and texture budget: max, web, game, mobile or lowpoly.")
 ]
@@ -262,6 +324,10 @@ class RunOptions:
     shape_guidance: ShapeGuidance = None
     texture_steps: TextureSteps = None
     texture_guidance: TextureGuidance = None
+    latent_steps: LatentSteps = None
+    latent_guidance: LatentGuidance = None
+    form: FormOption = None
+    color_from: ColorFrom = None
     preset: PresetOption = None
     faces: Faces = None
     texture: Texture = None
@@ -280,9 +346,29 @@ class RunOptions:
     def pipeline_type(self) -> str | None:
         return pipeline_name(self.resolution, self.pipeline)
 
+    def sampling(self, version: str) -> dict[str, Any]:
+        """Arguments of `Pipeline.sample` of a version (`trellis` or `trellis2`): the pipeline's type, and sampler
+        settings to change per stage."""
+        if version == "trellis":
+            return {
+                "structure": given(
+                    steps=_first(self.structure_steps, self.steps),
+                    guidance_scale=_first(self.structure_guidance, self.guidance),
+                ),
+                "latents": given(
+                    steps=_first(self.latent_steps, self.steps),
+                    guidance_scale=_first(self.latent_guidance, self.guidance),
+                ),
+            }
+        return {"pipeline_type": self.pipeline_type, **self.samplers}
+
+    def require_fit(self, version: str, model: str) -> None:
+        """`UsageError` for an option that a model of this version has no use for."""
+        require_fit(version, model, self.form, {f.name: getattr(self, f.name) for f in fields(self)})
+
     @property
     def samplers(self) -> dict[str, Any]:
-        """Sampler settings to change per stage."""
+        """Sampler settings to change per stage of a TRELLIS.2 model."""
         return sampler_changes(
             self.subject,
             self.steps,
@@ -332,6 +418,22 @@ def parse_kernels(choices: list[str] | None) -> dict[str, str]:
     return kernels
 
 
+def require_fit(version: str, model: str, form: Form | None, options: Mapping[str, Any]) -> None:
+    """`UsageError` when one of `options` is given and a model of this version has no use for it."""
+    names, advice = FOREIGN[version]
+    for name in names:
+        if options.get(name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"`{option}` does nothing with `{model}`, a {TITLES[version]} model", hint=advice
+            )
+    if form not in (None, Form.mesh) and version != "trellis":
+        raise UsageError(
+            f"`{model}` makes meshes only, not `--as {form.value}`",
+            hint="pass a TRELLIS v1 model, such as `--model image-large`; `trellis models list` shows them",
+        )
+
+
 def pipeline_name(resolution: Resolution | None, pipeline: str | None) -> str | None:
     """Released pipeline type for `--resolution` or `--pipeline`; None is the model's default."""
     if resolution is not None and pipeline is not None:
@@ -355,12 +457,15 @@ def sampler_changes(
     general = (_first(guidance, structure), _first(guidance, shape), None)
     changes: dict[str, dict[str, Any]] = {}
     for i, stage in enumerate(("structure", "shape", "texture")):
-        given = {
-            "steps": _first(stage_steps[i], steps),
-            "guidance_scale": _first(stage_guidance[i], general[i]),
-        }
-        changes[stage] = {name: value for name, value in given.items() if value is not None}
+        changes[stage] = given(
+            steps=_first(stage_steps[i], steps), guidance_scale=_first(stage_guidance[i], general[i])
+        )
     return changes
+
+
+def given(**values: float | None) -> dict[str, float]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _first(*values: float | None) -> float | None:
