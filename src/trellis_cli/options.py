@@ -5,7 +5,7 @@ Each option is an annotated type: `seed: Seed = 42` in a command's signature is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from inspect import Parameter, Signature, signature
@@ -378,8 +378,8 @@ class RunOptions:
         )
 
 
-def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a command's parameter `run: RunOptions` into an option for each of its fields.
+def with_run_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
+    """Turn a command's parameter `run: RunOptions` into an option for each of its fields but those `without`.
 
     The parser reads signatures, so the command gets one that has them all, in their place.
     """
@@ -389,6 +389,7 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
         Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=shared[f.name])
         for f in fields(RunOptions)
+        if f.name not in without
     ]
     parameters: list[Parameter] = []
     for own in signature(command).parameters.values():
