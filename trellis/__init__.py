@@ -28,9 +28,9 @@ def load(name_or_path: str | Path = "image-large", runtime: Runtime | None = Non
     """
     from trellis.loading import find_checkpoints, identify, open_networks, plan_for
     from trellis.pipeline import Pipeline
+    from trellis.places import find_folder
     from trellis.settings import read_settings
-    from trellis.weights import REPOSITORIES, canonical
-    from trellis_core.errors import ModelError
+    from trellis.weights import canonical
     from trellis_core.kernels.table import resolve_kernels
     from trellis_core.memory.budget import MemoryRequest
     from trellis_core.memory.devices import describe_device, select_device
@@ -38,9 +38,7 @@ def load(name_or_path: str | Path = "image-large", runtime: Runtime | None = Non
     from trellis_core.weights import hub
 
     name = canonical(str(name_or_path))
-    if name == hub.EMBEDDED:
-        raise ModelError("the embedded model is one of TRELLIS.2", hint="open it with `trellis2.load()`")
-    folder = hub.find_model(name, embedded=Path(name), repositories=REPOSITORIES)
+    folder = find_folder(name)
     settings = read_settings(folder / hub.PIPELINE)
     stems = find_checkpoints(folder, settings, name)
     if runtime is None:

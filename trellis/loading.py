@@ -18,10 +18,12 @@ from torch import nn
 from trellis.costs import describe_networks
 from trellis.models import MODELS
 from trellis.pipeline import ModelIdentity
+from trellis.places import find_checkpoint
 from trellis.settings import DECODERS, IMAGE_ENCODER, TEXT_ENCODER, PipelineSettings, read_settings
 from trellis_core.errors import ModelError
 from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
 from trellis_core.memory.devices import DeviceInfo
+from trellis_core.memory.residency import memory_errors
 from trellis_core.models import image_encoder, text_encoder
 from trellis_core.models.image_encoder import DINOv2ViT
 from trellis_core.models.networks import Loader, Networks
@@ -43,7 +45,7 @@ def find_checkpoints(folder: Path, settings: PipelineSettings, model: str) -> di
     stems, absent = {}, []
     for name, reference in settings.references.items():
         try:
-            stems[name] = hub.find_checkpoint(reference, folder, model=model)
+            stems[name] = find_checkpoint(reference, folder, model=model)
         except ModelError as error:
             if name not in DECODERS.values():
                 raise
@@ -66,7 +68,8 @@ def load_network(name: str, stem: Path, runtime: Runtime) -> nn.Module:
     """
     config = network_config(name, stem)
     dtype = torch.float32 if name in ENCODERS else torso_dtype(configured_dtype(config), runtime)
-    network = load_model(stem, MODELS, dtype=dtype, kernels=runtime.kernels, config=config)
+    with memory_errors(f"loading {name}"):
+        network = load_model(stem, MODELS, dtype=dtype, kernels=runtime.kernels, config=config)
     if isinstance(network, CLIPTextEncoder):
         network.tokenizer = Tokenizer.read(*vocabulary_of(stem))
         if network.tokenizer.size > config["args"]["vocab_size"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class PipelineSettings:
     image_encoder: str | None = None  # path or hub repository; None: no pictures
     text_encoder: str | None = None  # the same; None: no prompts
     image_size: int = 518  # side of the picture that the encoder sees, pixels
+    export: Mapping[str, Any] = field(default_factory=dict)  # ExportSettings that suit the model's shapes
 
     @property
     def references(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ def read_settings(path: Path) -> PipelineSettings:
         raise ModelError(
             f"`{path}` names the structure flow `{settings.models[LATENT_FLOW]}` as its latent flow: "
             "an advice that circulates, and cannot work",
-            hint="run `trellis doctor`, which repairs it, or download the model again",
+            hint=f"run `trellis doctor --fix {path.parent}`, which repairs it",
         )
     return settings
 
@@ -103,6 +104,7 @@ def settings_from_args(args: Mapping[str, Any]) -> PipelineSettings:
         image_encoder=None if image is None else ENCODERS.get(image, image),
         text_encoder=None if text is None else ENCODERS.get(text, text),
         image_size=args.get("image_size", 518),
+        export=dict(args.get("export", {})),
     )
 
 

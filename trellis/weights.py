@@ -69,6 +69,13 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
 }
 
 
+def former(reference: str) -> str | None:
+    """A hub name with the owner who published it first; None for what always had one owner."""
+    owner, slash, rest = reference.partition("/")
+    first = next((old for old, new in OWNERS.items() if new == owner), None)
+    return f"{first}/{rest}" if slash and first and rest.startswith("TRELLIS-") else None
+
+
 def canonical(reference: str) -> str:
     """A path or hub name with the owner who publishes it now; decided by its form alone."""
     owner, slash, rest = reference.partition("/")

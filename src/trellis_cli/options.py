@@ -347,8 +347,8 @@ class RunOptions:
         return pipeline_name(self.resolution, self.pipeline)
 
     def sampling(self, version: str) -> dict[str, Any]:
-        """Arguments of `Pipeline.sample` of a version (`trellis` or `trellis2`): the pipeline's type, and sampler
-        settings to change per stage."""
+        """Arguments of `Pipeline.sample` of a version (`trellis` or `trellis2`): the pipeline's type, and
+        sampler settings to change per stage."""
         if version == "trellis":
             return {
                 "structure": given(

@@ -62,7 +62,8 @@ def memory_errors(stage: str) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"out of memory in stage `{stage}`",
-            hint="use less: `--resolution 512`, `--vram-tier low` or `--device cpu`; see `trellis doctor`",
+            hint="use less: `--vram-tier low`, `--device cpu`, or with TRELLIS.2 `--resolution 512`; "
+            "see `trellis doctor`",
         ) from error
 
 

@@ -19,6 +19,7 @@ from trellis_core.weights.verify import check_file
 
 EMBEDDED = "embedded"
 PIPELINE = "pipeline.json"
+CHECKPOINTS = "ckpts"  # a model's own folder of networks, never an owner on the hub
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -89,8 +90,10 @@ def find_checkpoint(
                 )
     owner, _, rest = reference.partition("/")
     name, _, path = rest.partition("/")
-    if owner and name and not Path(reference).is_absolute():
+    home = root  # what would hold it
+    if owner and name and owner != CHECKPOINTS and not Path(reference).is_absolute():
         repository = f"{owner}/{name}"
+        home = cache_folder(repository, cache) / "snapshots" / "main"
         for file in (f"{path}.safetensors", "model.safetensors") if path else ("model.safetensors",):
             found = find_cached(repository, file, cache)
             if found is not None:
@@ -98,10 +101,30 @@ def find_checkpoint(
         looked = f"`{places[0]}` and in the hub's cache of `{repository}`"
     else:
         looked = f"`{places[0]}`"
+    if is_unfinished(home):
+        raise ModelError(
+            f"the checkpoint `{reference}` is not on this machine: its download was not finished",
+            hint=f"run `trellis models pull {model}`: it continues where it stopped",
+        )
     raise ModelError(
         f"the checkpoint `{reference}` is not on this machine (looked at {looked})",
         hint=f"run `trellis models pull {model}`",
     )
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a model's folder lies in the hub's cache, in a repository whose download was broken off."""
+    if folder.parent.name != "snapshots":
+        return False
+    return any((folder.parents[1] / "blobs").glob("*.incomplete"))
+
+
+def cache_folder(repository: str, cache: Path | None = None) -> Path:
+    """Where the hub's cache keeps a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return (cache or Path(constants.HF_HUB_CACHE)) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
 def weights_of(stem: Path) -> Path:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trellis_core.errors import ModelError
+from trellis_core.weights.verify import read_header
 
 # Arguments of released configurations that say nothing about the network: precision, memory saving during
 # training, and the `resolution` of some encoder files. They are dropped unless the class asks for them.
@@ -156,6 +157,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise ModelError(f"weights `{path}` do not exist", hint=_missing_hint(path)) from None
     except (SafetensorError, OSError) as error:
+        if isinstance(error, SafetensorError):
+            read_header(path)  # knows more: cut off, a pointer, ...
         raise ModelError(f"weights `{path}` are damaged: {error}", hint=_hint_pull()) from error
 
 

@@ -11,6 +11,7 @@ from trellis_core.errors import ModelError
 
 AGAIN = "delete the file and run `trellis models pull` again"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+POINTER = b"version https://git-lfs"  # how the files start that `git clone` leaves without Git LFS
 
 
 def check_file(path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
@@ -31,20 +32,28 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(len(POINTER))
+        if start == POINTER:
+            raise ModelError(f"`{path}` is a Git LFS pointer, not the weights it stands for", hint=AGAIN)
+        file.seek(8)
+        length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise ModelError(f"`{path}` is no safetensors file, or cut off", hint=AGAIN)
+            raise ModelError(f"`{path}` is damaged: no safetensors file, or cut off", hint=AGAIN)
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ModelError(f"`{path}` is no safetensors file: its header is damaged", hint=AGAIN) from error
+            raise ModelError(f"`{path}` is damaged: its header is that of no safetensors file", hint=AGAIN) from error
     end = 0
     for start, stop in spans:
         if start != end or stop < start:
             raise ModelError(f"`{path}` is damaged: its tensors overlap or leave gaps", hint=AGAIN)
         end = stop
+    if 8 + length + end > size:
+        raise ModelError(
+            f"`{path}` is damaged: cut off after {size:,} of {8 + length + end:,} bytes", hint=AGAIN
+        )
     if 8 + length + end != size:
         raise ModelError(
             f"`{path}` is damaged: {size:,} bytes, its header promises {8 + length + end:,}", hint=AGAIN
