@@ -88,7 +88,8 @@ def test_a_repository_in_the_cache_is_found_by_its_name(large_model):
 
 def test_the_names_here_are_those_the_library_loads():
     import trellis2
+    from trellis.weights import REPOSITORIES
 
     hubs = {name: model.repository for name, model in registry.MODELS.items() if model.repository}
-    assert hubs == trellis2.REPOSITORIES
+    assert hubs == {**REPOSITORIES, **trellis2.REPOSITORIES}
     assert registry.embedded_folder() == trellis2.EMBEDDED_FOLDER

@@ -120,6 +120,7 @@ def test_a_model_that_takes_no_text_is_wrong_usage_and_the_others_are_named(
 
 def test_auto_takes_a_model_with_a_text_encoder(private_folders, mute_model, tiny_model, monkeypatch):
     places = {"trellis2-4b": mute_model, "embedded": tiny_model}
+    monkeypatch.setattr(registry, "MODELS", {name: registry.MODELS[name] for name in places})
     monkeypatch.setattr(registry, "find_model", lambda name: registry.Found(name, places[name], "asked for"))
     assert registry.choose_model(LARGE_GPU, MemoryRequest()).name == "trellis2-4b"
     found = registry.choose_model(LARGE_GPU, MemoryRequest(), text=True)
@@ -132,7 +133,7 @@ def test_auto_without_any_text_encoder_says_what_else_to_do(private_folders, mut
     with pytest.raises(ModelError, match="no model that takes text") as error:
         registry.choose_model(CPU, MemoryRequest(), text=True)
     assert "trellis2-4b" not in error.value.message  # it takes no text either
-    assert "trellis generate" in error.value.hint
+    assert "trellis models pull text-xlarge" in error.value.hint
 
 
 def test_a_text_encoder_belongs_to_the_checkpoints_of_a_model(tiny_model, mute_model):

@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, Any]:
             header.pop("__metadata__", None)
             spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ModelError(f"`{path}` is damaged: its header is that of no safetensors file", hint=AGAIN) from error
+            raise ModelError(f"`{path}` is damaged: its header makes no sense", hint=AGAIN) from error
     end = 0
     for start, stop in spans:
         if start != end or stop < start:
