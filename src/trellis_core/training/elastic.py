@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +25,23 @@ class Checkpointable(Protocol):
 
     blocks: Any
     checkpointed: int
+
+
+class CheckpointedTogether:
+    """Networks of one step as one: each checkpoints the same share of its blocks."""
+
+    def __init__(self, networks: Sequence[Checkpointable]) -> None:
+        self.networks = networks
+        self.blocks = max((network.blocks for network in networks), key=len)
+
+    @property
+    def checkpointed(self) -> int:
+        return max(network.checkpointed for network in self.networks)
+
+    @checkpointed.setter
+    def checkpointed(self, count: int) -> None:
+        for network in self.networks:
+            network.checkpointed = math.ceil(count * len(network.blocks) / len(self.blocks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

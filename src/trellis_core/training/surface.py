@@ -35,6 +35,7 @@ class SurfaceImages:
     depth: Tensor  # float32 [B, 1, H, W]  along the camera's z
     normal: Tensor  # float32 [B, 3, H, W]  (n + 1) / 2 of the unit normal: world space, turned to the viewer
     position: Tensor | None = None  # float32 [B, 3, H, W]  world space
+    attributes: Tensor | None = None  # float32 [B, A, H, W]  interpolated between the vertices
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +67,38 @@ def draw_surfaces(
     views: Sequence[View],  # one per mesh
     size: int,
     rasterizer: Rasterize = rasterize,
+    *,
+    attributes: Sequence[Tensor] | None = None,  # float32 [V, A] of each mesh
+    two_sided: bool = True,
 ) -> SurfaceImages:
-    """Draw each mesh from its view at `size` x `size` pixels; differentiable in the vertices."""
-    drawn = [draw_surface(m, v, size, rasterizer) for m, v in zip(meshes, views, strict=True)]
-    return SurfaceImages(*(torch.cat([getattr(d, f.name) for d in drawn]) for f in fields(SurfaceImages)))
+    """Draw each mesh from its view at `size` x `size` pixels; differentiable in vertices and attributes."""
+    values = [None] * len(meshes) if attributes is None else attributes
+    drawn = [
+        draw_surface(m, v, size, rasterizer, attributes=x, two_sided=two_sided)
+        for m, v, x in zip(meshes, views, values, strict=True)
+    ]
+    batches = ([getattr(one, f.name) for one in drawn] for f in fields(SurfaceImages))
+    return SurfaceImages(*(None if batch[0] is None else torch.cat(batch) for batch in batches))  # type: ignore[arg-type]
 
 
-def draw_surface(mesh: Mesh, view: View, size: int, rasterizer: Rasterize = rasterize) -> SurfaceImages:
+def draw_surface(
+    mesh: Mesh,
+    view: View,
+    size: int,
+    rasterizer: Rasterize = rasterize,
+    *,
+    attributes: Tensor | None = None,  # float32 [V, A]
+    two_sided: bool = True,  # turn normals to the viewer; else they are those of the faces
+) -> SurfaceImages:
     """One mesh, as a batch of one."""
     extrinsics = view.camera.extrinsics.to(mesh.vertices)
     intrinsics = view.camera.intrinsics.to(mesh.vertices)
     rotation, shift = extrinsics[:3, :3], extrinsics[:3, 3]
-    vertices, faces = clip_near(mesh.vertices @ rotation.T + shift, mesh.faces, max(view.near, NEAREST))
+    corners_of = mesh.vertices @ rotation.T + shift
+    if attributes is not None:
+        corners_of = torch.cat([corners_of, attributes], 1)
+    vertices, faces = clip_near(corners_of, mesh.faces, max(view.near, NEAREST))
+    vertices, values = vertices[:, :3], vertices[:, 3:]
     seen = vertices @ intrinsics.T
     z = seen[:, 2:].clamp_min(NEAREST)  # of corners that no face has any more, too
     places = seen[:, :2] / z * size  # in pixels
@@ -85,19 +106,25 @@ def draw_surface(mesh: Mesh, view: View, size: int, rasterizer: Rasterize = rast
 
     covered = face >= 0
     rows, columns = covered.nonzero(as_tuple=True)
-    corners = vertices[faces[face[rows, columns].long()].long()]
+    names = faces[face[rows, columns].long()].long()
+    corners = vertices[names]
     rays = pixel_rays(view.camera, size, size).to(vertices)[rows, columns]
-    depth, normal = hit(corners, rays)
+    depth, normal = hit(corners, rays, two_sided)
 
     def picture(values: Tensor) -> Tensor:  # [P, C] -> [1, C, H, W]
         empty = values.new_zeros(size, size, values.shape[1])
         return empty.index_put((rows, columns), values).permute(2, 0, 1)[None]
 
+    worn = None
+    if attributes is not None:
+        shares = barycentric(corners, rays * depth)
+        worn = picture((values[names] * shares[..., None]).sum(1))
     return SurfaceImages(
         coverage(places, faces, face)[None, None],
         picture(depth),
         picture((normal @ rotation + 1) / 2),
         picture((rays * depth - shift) @ rotation),
+        worn,
     )
 
 
@@ -123,8 +150,10 @@ def turned_to_viewer(
 def hit(
     corners: Tensor,  # float32 [P, 3, 3]  camera space
     rays: Tensor,  # float32 [P, 3]  with z = 1
+    two_sided: bool = True,
 ) -> tuple[Tensor, Tensor]:  # float32 [P, 1], float32 [P, 3]
-    """Depth at which each ray meets its triangle's plane, and the unit normal on the viewer's side."""
+    """Depth at which each ray meets its triangle's plane, and the plane's unit normal: on the viewer's side,
+    or where the triangle runs counter-clockwise."""
     a, b, c = corners.unbind(1)
     normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-20)
     slope = (normal * rays).sum(1, keepdim=True)
@@ -134,7 +163,21 @@ def hit(
     z = corners[..., 2]
     low, high = z.amin(1, keepdim=True), z.amax(1, keepdim=True)
     depth = torch.where(steep, torch.minimum(torch.maximum(depth, low), high), (low + high) / 2)
-    return depth, torch.where(slope > 0, -normal, normal)
+    return depth, torch.where(slope > 0, -normal, normal) if two_sided else normal
+
+
+def barycentric(
+    corners: Tensor,  # float32 [P, 3, 3]
+    points: Tensor,  # float32 [P, 3]  in the triangles' planes
+) -> Tensor:  # float32 [P, 3]  in [0, 1], sum 1
+    """How much each corner counts at a point; a third in a triangle without an area."""
+    sides = [corners.roll(-k - 1, 1)[:, 0] - points for k in range(3)]  # to the corners k + 1
+    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    areas = [(torch.linalg.cross(sides[k], sides[(k + 1) % 3]) * normal).sum(1) for k in range(3)]
+    shares = torch.stack(areas, 1).clamp_min(0)
+    total = shares.sum(1, keepdim=True)
+    flat = total <= 1e-30
+    return torch.where(flat, 1 / 3, shares / torch.where(flat, 1.0, total))
 
 
 def clip_near(
