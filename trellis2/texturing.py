@@ -68,7 +68,7 @@ def own_uvs(
     if mesh.uvs is None:
         raise InputError(
             "the mesh has no texture coordinates of its own",
-            hint=f"{UNWRAP}; coordinates are read from GLB, glTF and OBJ files whose mesh is in one part",
+            hint=f"{UNWRAP}; coordinates are read from GLB, glTF and OBJ files",
         )
     mesh = Mesh(mesh.vertices, mesh.faces[face_areas(mesh.vertices, mesh.faces) >= DEGENERATE_AREA], mesh.uvs)
     if len(mesh.faces) == 0:

@@ -244,6 +244,20 @@ def test_meshes_that_cannot_be_used_are_input_errors(tmp_path):
         read_mesh(tmp_path / "points.obj")
 
 
+def test_parts_of_a_scene_keep_their_texture_coordinates_when_all_have_some(tmp_path):
+    def part(height: float, uv: bool) -> trimesh.Trimesh:
+        corners = [[0, height, 0], [1, height, 0], [1, height, 1]]
+        visual = trimesh.visual.TextureVisuals(uv=[[0.1, 0.9], [0.5, 0.5], [height / 9, 0]]) if uv else None
+        return trimesh.Trimesh(corners, [[0, 1, 2]], visual=visual, process=False)
+
+    trimesh.Scene([part(1, True), part(2, True)]).export(tmp_path / "both.glb")
+    mesh = read_mesh(tmp_path / "both.glb").mesh
+    assert torch.allclose(mesh.uvs[:2], torch.tensor([[0.1, 0.1], [0.5, 0.5]]), atol=1e-6)
+    assert torch.allclose(mesh.uvs[2::3, 0], mesh.vertices[2::3, 2] / 9, atol=1e-6)
+    trimesh.Scene([part(1, True), part(2, False)]).export(tmp_path / "one.glb")
+    assert read_mesh(tmp_path / "one.glb").mesh.uvs is None
+
+
 def test_parts_of_a_scene_become_one_mesh_with_their_transforms(tmp_path):
     scene = trimesh.Scene()
     scene.add_geometry(trimesh.creation.box((1, 1, 1)))

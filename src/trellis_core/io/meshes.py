@@ -5,6 +5,7 @@ glTF and OBJ files are y up and are turned here; STL, PLY, OFF and 3MF are taken
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ SUFFIXES = (*Y_UP, ".stl", ".ply", ".off", ".3mf")
 class TexturedMesh:
     """A mesh as read, and the textures of its material when it has exactly one."""
 
-    mesh: Mesh  # uvs with the origin top left, when there is one set for all faces
+    mesh: Mesh  # uvs with the origin top left, when all parts have them
     base_color: Tensor | None = None  # uint8 [H, W, 4]  sRGB + alpha
     metallic_roughness: Tensor | None = None  # uint8 [H, W, 3]  glTF channels
 
@@ -62,22 +63,26 @@ def read_mesh(path: str | Path) -> TexturedMesh:
         )
     if suffix in Y_UP:
         vertices = from_y_up(vertices)
-    textured = len(parts) == 1 and suffix in Y_UP  # the other formats carry no images
-    uvs, base_color, metallic_roughness = read_texture(parts[0]) if textured else (None, None, None)
-    return TexturedMesh(Mesh(vertices, faces.to(torch.int32), uvs=uvs), base_color, metallic_roughness)
+    uvs = read_uvs(parts) if suffix in Y_UP else None  # the other formats have none that we use
+    images = read_texture(parts[0]) if uvs is not None and len(parts) == 1 else (None, None)
+    return TexturedMesh(Mesh(vertices, faces.to(torch.int32), uvs=uvs), *images)
 
 
-def read_texture(part: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Texture coordinates and images of a trimesh part, where it has them."""
-    uv = getattr(part.visual, "uv", None)
-    if uv is None or len(uv) != len(part.vertices):
-        return None, None, None
-    uvs = torch.from_numpy(np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)).float()  # trimesh counts v from below
+def read_uvs(parts: Sequence[Any]) -> Tensor | None:  # float32 [V, 2]
+    """Texture coordinates of trimesh parts; None unless every part has them."""
+    found = [getattr(part.visual, "uv", None) for part in parts]
+    if any(uv is None or len(uv) != len(part.vertices) for uv, part in zip(found, parts, strict=True)):
+        return None
+    uv = np.concatenate([np.asarray(uv)[:, :2] for uv in found])
+    return torch.from_numpy(np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)).float()  # trimesh counts v from below
+
+
+def read_texture(part: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Images of a trimesh part's material, where it has them."""
     material = getattr(part.visual, "material", None)
     color = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     surface = getattr(material, "metallicRoughnessTexture", None)
     return (
-        uvs,
         None if color is None else torch.from_numpy(np.array(color.convert("RGBA"))),
         None if surface is None else torch.from_numpy(np.array(surface.convert("RGB"))),
     )
