@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import Annotated
 
 import typer
 
 from trellis_cli import delivery, files, registry
 from trellis_cli import options as o
 from trellis_cli.console import Console
+from trellis_core.errors import UsageError
 
 app = typer.Typer()
 
 EXAMPLES = """\
 [bold]Examples[/bold]
   trellis texture chair.obj chair.png
-  trellis texture chair.glb red-leather.png -o red-chair.glb --texture 4096"""
+  trellis texture chair.glb red-leather.png -o red-chair.glb --texture 4096
+  trellis texture character.glb concept.png --keep-uv"""
+
+UNWRAPPED = (".glb", ".gltf", ".obj")  # kinds of files whose texture coordinates are read
+
+KeepUV = Annotated[
+    bool,
+    typer.Option(
+        "--keep-uv",
+        help="Use the mesh's own texture coordinates; otherwise it is unwrapped anew.",
+        rich_help_panel=o.ASSET,
+    ),
+]
 
 
 @app.command(epilog=EXAMPLES)
@@ -33,8 +47,7 @@ def texture(
     background: o.BackgroundOption = o.Background.auto,
     texture_steps: o.TextureSteps = None,
     texture_guidance: o.TextureGuidance = None,
-    preset: o.PresetOption = None,
-    faces: o.Faces = None,
+    keep_uv: KeepUV = False,
     texture: o.Texture = None,
     model: o.Model = "auto",
     device: o.Device = "auto",
@@ -47,18 +60,28 @@ def texture(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Paint a mesh after a picture of how it should look."""
+    """Paint a mesh after a picture of how it should look.
+
+    Its shape stays as it is; its longest side becomes 1. Works with TRELLIS.2 models and the embedded one.
+    """
     console: Console = ctx.obj
     started = monotonic()
     machine = registry.Machine.of(device, precision, vram_tier, kernel)
     kind = o.pipeline_name(resolution, pipeline)
     changes = {"steps": texture_steps, "guidance_scale": texture_guidance}
     files.check_input(mesh, "mesh", files.MESHES)
+    if mesh.suffix.lower() not in files.MESHES:
+        raise files.unknown_suffix(mesh, "mesh", files.MESHES)
+    if keep_uv and mesh.suffix.lower() not in UNWRAPPED:
+        raise UsageError(
+            f"`{mesh.suffix}` files have no texture coordinates to keep",
+            hint=f"leave `--keep-uv` out, or give a file with coordinates: {', '.join(UNWRAPPED)}",
+        )
     files.check_input(picture, "picture", files.PICTURES)
     if output is None:
         output = files.beside(mesh, "-textured.glb")
     order = delivery.Order.check(
-        mesh, output, preset=preset, faces=faces, texture=texture, preview=preview, strict=strict, force=force
+        mesh, output, preset=None, faces=None, texture=texture, preview=preview, strict=strict, force=force
     )
     with console.working() as progress:
         progress.begin("start")
@@ -66,7 +89,9 @@ def texture(
 
         image = files.read_picture(picture, console)
         shape = read_mesh(mesh).mesh
-        engine = registry.load_engine(model, machine, console, pipeline_type=kind)
+        engine = registry.load_engine(
+            model, machine, console, pipeline_type=kind, pictures=True, fits=require_texturing
+        )
         asset = engine.texture(
             shape,
             image,
@@ -74,9 +99,19 @@ def texture(
             pipeline_type=kind,
             texture=changes,
             background=background.value,
+            keep_uv=keep_uv,
             export=order.settings(),
             on_progress=progress,
             cancel=console.is_interrupted,
         )
         delivery.write(console, engine, asset, order)
     delivery.conclude(console, order, started)
+
+
+def require_texturing(version: str, model: str) -> None:
+    """`UsageError` for a TRELLIS v1 model."""
+    if version != registry.V2:
+        raise UsageError(
+            f"`{model}` cannot paint a mesh: TRELLIS v1 makes shape and color together",
+            hint="pass a TRELLIS.2 model, for example `--model embedded`",
+        )
