@@ -364,7 +364,7 @@ class RunOptions:
 
     def require_fit(self, version: str, model: str) -> None:
         """`UsageError` for an option that a model of this version has no use for."""
-        require_fit(version, model, self.form, {f.name: getattr(self, f.name) for f in fields(self)})
+        require_fit(version, model, {f.name: getattr(self, f.name) for f in fields(self)})
 
     @property
     def samplers(self) -> dict[str, Any]:
@@ -419,7 +419,7 @@ def parse_kernels(choices: list[str] | None) -> dict[str, str]:
     return kernels
 
 
-def require_fit(version: str, model: str, form: Form | None, options: Mapping[str, Any]) -> None:
+def require_fit(version: str, model: str, options: Mapping[str, Any]) -> None:
     """`UsageError` when one of `options` is given and a model of this version has no use for it."""
     names, advice = FOREIGN[version]
     for name in names:
@@ -428,11 +428,6 @@ def require_fit(version: str, model: str, form: Form | None, options: Mapping[st
             raise UsageError(
                 f"`{option}` does nothing with `{model}`, a {TITLES[version]} model", hint=advice
             )
-    if form not in (None, Form.mesh) and version != "trellis":
-        raise UsageError(
-            f"`{model}` makes meshes only, not `--as {form.value}`",
-            hint="pass a TRELLIS v1 model, such as `--model image-large`; `trellis models list` shows them",
-        )
 
 
 def pipeline_name(resolution: Resolution | None, pipeline: str | None) -> str | None:

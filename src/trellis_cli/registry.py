@@ -331,7 +331,9 @@ def open_runtime(machine: Machine) -> Runtime:
     return Runtime(device=device, kernels=kernels)
 
 
-def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Console) -> Any:  # an engine
+def load_engine_of(
+    bundle: Bundle, model: str, machine: Machine, console: Console, *, fits: Fits | None = None
+) -> Any:  # an engine
     """The engine that made `bundle`, or the `model` that was asked for."""
     if model == AUTO:
         model = str(bundle.info.get("model", {}).get("name", ""))
@@ -342,7 +344,7 @@ def load_engine_of(bundle: Bundle, model: str, machine: Machine, console: Consol
                 f"the bundle was made by the model `{model}`, which was not found",
                 hint="pass its folder: `--model PATH`" if model not in MODELS else error.hint,
             ) from error
-    return load_engine(model, machine, console, pipeline_type=bundle.info.get("pipeline_type"))
+    return load_engine(model, machine, console, pipeline_type=bundle.info.get("pipeline_type"), fits=fits)
 
 
 def provenance(bundle: Bundle) -> dict[str, Any]:

@@ -1,15 +1,27 @@
-"""What `generate`, `multi-image` and `text` share: from a picture or words to the files that were ordered."""
+"""What `generate`, `multi-image`, `text` and `variant` share: from what a run starts with to its files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trellis_cli import delivery, files, registry
-from trellis_cli.console import Console
+from trellis_cli.console import Console, Stages
 from trellis_cli.options import RunOptions
+from trellis_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from trellis_core.weights.bundle import Bundle
+
+Sample = Callable[[Any, Mapping[str, Any]], "Bundle"]  # engine, arguments -> a sampled run
+
+
+def plain(engine: Any, arguments: Mapping[str, Any]) -> Bundle:
+    """From noise alone."""
+    bundle: Bundle = engine.sample(**arguments)
+    return bundle
 
 
 def make_assets(
@@ -20,26 +32,15 @@ def make_assets(
     start: Callable[[], Mapping[str, Any]],  # the arguments of `Pipeline.sample` that say what to make
     *,
     text: bool = False,  # the model must take prompts
+    pictures: bool = True,  # without `text`: it must take pictures
+    sample: Sample = plain,
 ) -> None:
     """Sample, decode, export, write and report. Everything that can be wrong is looked at first."""
     started = monotonic()
     machine = registry.Machine.of(options.device, options.precision, options.vram_tier, options.kernel)
-    kind, samplers = options.pipeline_type, options.samplers
+    kind = options.pipeline_type
     check()
-    order = delivery.Order.check(
-        source,
-        options.output,
-        count=options.num_samples,
-        preset=options.preset,
-        faces=options.faces,
-        texture=options.texture,
-        preview=options.preview,
-        strict=options.strict,
-        force=options.force,
-    )
-    if options.save_bundle is not None:
-        files.check_output(options.save_bundle, files.BUNDLES, force=options.force)
-
+    order = order_of(options, source)
     with console.working() as progress:
         progress.begin("start")
         given = start()
@@ -50,20 +51,69 @@ def make_assets(
             pipeline_type=kind,
             num_samples=options.num_samples,
             text=text,
+            pictures=pictures and not text,
+            fits=fits(options, order),
         )
-        bundle = engine.sample(
-            **given,
-            seed=options.seed,
-            num_samples=options.num_samples,
-            pipeline_type=kind,
-            on_progress=progress,
-            cancel=console.is_interrupted,
-            **samplers,
-        )
-        if options.save_bundle is not None:
-            path = files.write(options.save_bundle, bundle.save, force=options.force)
-            console.facts["bundle"] = str(path)
-        with delivery.keeping(bundle, None if options.save_bundle else order):
-            shapes = engine.decode(bundle, on_progress=progress, cancel=console.is_interrupted)
-            delivery.deliver(console, engine, shapes, order, registry.provenance(bundle), progress)
+        produce(console, engine, options, order, given, progress, sample)
     delivery.conclude(console, order, started)
+
+
+def order_of(options: RunOptions, source: Path) -> delivery.Order:
+    """What the options order. Raises `UsageError` or `OutputError` when it could not be written."""
+    order = delivery.Order.check(
+        source,
+        options.output,
+        count=options.num_samples,
+        form=options.form,
+        color_from=options.color_from,
+        preset=options.preset,
+        faces=options.faces,
+        texture=options.texture,
+        preview=options.preview,
+        strict=options.strict,
+        force=options.force,
+    )
+    if options.save_bundle is not None:
+        files.check_output(options.save_bundle, files.BUNDLES, force=options.force)
+        if options.save_bundle in order.paths:
+            raise UsageError(
+                f"`{options.save_bundle}` is to be the run and the result",
+                hint="give `--save-bundle` another name",
+            )
+    return order
+
+
+def fits(options: RunOptions, order: delivery.Order) -> registry.Fits:
+    """Raises `UsageError` for a model that has no use for an option, or does not make what is ordered."""
+
+    def check(version: str, model: str) -> None:
+        options.require_fit(version, model)
+        order.require_fit(version, model)
+
+    return check
+
+
+def produce(
+    console: Console,
+    engine: Any,
+    options: RunOptions,
+    order: delivery.Order,
+    given: Mapping[str, Any],
+    progress: Stages,
+    sample: Sample = plain,
+) -> None:
+    """One run of an open engine: from `given`, arguments of `Pipeline.sample`, to the files of `order`."""
+    arguments = {
+        **given,
+        "seed": options.seed,
+        "num_samples": options.num_samples,
+        **options.sampling(registry.version_of_engine(engine)),
+        "on_progress": progress,
+        "cancel": console.is_interrupted,
+    }
+    bundle = sample(engine, arguments)
+    if options.save_bundle is not None:
+        path = files.write(options.save_bundle, bundle.save, force=options.force)
+        console.facts["bundle"] = str(path)
+    with delivery.keeping(bundle, None if options.save_bundle else order):
+        delivery.finish(console, engine, bundle, order, progress)

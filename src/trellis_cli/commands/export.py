@@ -1,4 +1,4 @@
-"""`trellis export BUNDLE`: a saved run becomes an asset again, without sampling."""
+"""`trellis export BUNDLE`: a saved run becomes an asset, Gaussians or a radiance field, without sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ app = typer.Typer()
 EXAMPLES = """\
 [bold]Examples[/bold]
   trellis export robot.safetensors --preset mobile
-  trellis export robot.safetensors -o robot-hd.glb --faces 1000000 --texture 4096"""
+  trellis export robot.safetensors -o robot-hd.glb --faces 1000000 --texture 4096
+  trellis export robot.safetensors --as gaussians -o robot.spz"""
 
 
 @app.command(epilog=EXAMPLES)
@@ -26,6 +27,8 @@ def export(
     force: o.Force = False,
     preview: o.Preview = None,
     strict: o.Strict = False,
+    form: o.FormOption = None,
+    color_from: o.ColorFrom = None,
     preset: o.PresetOption = None,
     faces: o.Faces = None,
     texture: o.Texture = None,
@@ -47,6 +50,8 @@ def export(
     order = delivery.Order.check(
         bundle,
         output,
+        form=form,
+        color_from=color_from,
         preset=preset,
         faces=faces,
         texture=texture,
@@ -61,7 +66,11 @@ def export(
 
         saved = Bundle.load(bundle)
         order = order.numbered(saved.info.get("num_samples", 1))
-        engine = registry.load_engine_of(saved, model, machine, console)
-        shapes = engine.decode(saved, on_progress=progress, cancel=console.is_interrupted)
-        delivery.deliver(console, engine, shapes, order, registry.provenance(saved), progress)
+
+        def fits(version: str, name: str) -> None:
+            o.require_fit(version, name, {"color_from": color_from})
+            order.require_fit(version, name)
+
+        engine = registry.load_engine_of(saved, model, machine, console, fits=fits)
+        delivery.finish(console, engine, saved, order, progress)
     delivery.conclude(console, order, started)
