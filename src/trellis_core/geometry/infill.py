@@ -73,11 +73,11 @@ def smooth_fill(values: Tensor, index: Tensor, size: int) -> Tensor:
     count = torch.bincount(cell, minlength=side * side).float()
     total = torch.zeros(side * side, channels, device=values.device).index_add_(0, cell, values.float())
     image = (total / count.clamp_min(1)[:, None]).T.reshape(1, channels, side, side)
-    coarse = push_pull(image, (count > 0).reshape(1, 1, side, side)).round().clamp(0, 255).to(torch.uint8)
-    # one channel at a time: uint8 interpolation is fast and needs no large temporary
-    scaled = [
-        F.interpolate(coarse[:, c : c + 1], size=(side * COARSE,) * 2, mode="bilinear", align_corners=False)
-        for c in range(channels)
+    coarse = push_pull(image, (count > 0).reshape(1, 1, side, side)).clamp(0, 255)
+    whole = (side * COARSE,) * 2
+    scaled = [  # one channel at a time: no large temporary; CUDA does not interpolate bytes
+        F.interpolate(channel, size=whole, mode="bilinear", align_corners=False).round_().to(torch.uint8)
+        for channel in coarse.split(1, dim=1)
     ]
     return torch.cat(scaled, 1)[0, :, :size, :size].permute(1, 2, 0).contiguous()
 
