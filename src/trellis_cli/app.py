@@ -34,6 +34,7 @@ EXIT_CODES: Mapping[int, str] = {
     5: "out of memory",
     6: "result failed the quality check under --strict",
     7: "result could not be written",
+    8: "some of a batch could not be made",
     130: "interrupted",
 }
 
@@ -71,6 +72,7 @@ COMMANDS: Mapping[str, Entry] = {
     "image": Entry("generate", "The same as `generate`.", MAKE, hidden=True),
     "multi-image": Entry("multi_image", "Turn several pictures of one object into a 3D asset.", MAKE),
     "text": Entry("text", "Turn a description into a 3D asset.", MAKE),
+    "batch": Entry("batch", "Make an asset of each picture in a folder or line of a list.", MAKE),
     "texture": Entry("texture", "Paint a mesh after a picture.", MAKE),
     "export": Entry("export", "Make an asset from a saved run, without sampling again.", MAKE),
     "render": Entry("render", "Draw an asset or a saved run as a PNG sheet.", MAKE),

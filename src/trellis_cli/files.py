@@ -80,12 +80,17 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
         trial = path.with_name(f".trellis-{os.getpid()}")
         trial.touch()
         trial.unlink()
-        if shutil.disk_usage(path.parent).free < SMALLEST_SPACE:
-            raise OutputError(f"no space left in `{path.parent}`", hint="free some space, or pass `-o PATH`")
+        check_space(path.parent, "-o PATH")
     except OSError as error:
         raise OutputError(
             f"cannot write to `{path.parent}`: {error.strerror}", hint="choose another place with `-o PATH`"
         ) from None
+
+
+def check_space(folder: Path, option: str) -> None:
+    """`OutputError` when the disk that holds `folder` is full; `option` is how to name another place."""
+    if shutil.disk_usage(folder).free < SMALLEST_SPACE:
+        raise OutputError(f"no space left in `{folder}`", hint=f"free some space, or pass `{option}`")
 
 
 def outputs(output: Path | None, source: Path, suffix: str, number: int) -> list[Path]:
