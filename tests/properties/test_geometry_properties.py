@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from trellis2.crossings import find_crossings
 from trellis2.dual_grid import extract_mesh, mesh_to_dual_grid, normalize_mesh
 from trellis2.quadrics import Quadrics, minimize
-from trellis2.voxelize import SurfaceMaterial, TexturedMesh, voxelize_material
+from trellis2.voxelize import voxelize_material
 from trellis_core.geometry.sample import sample_voxels
 from trellis_core.kernels.closest_point import closest_point
 from trellis_core.sparse.order import find_sorted, linear_keys
+from trellis_core.training.ingest.surfaces import SurfaceMaterial, TexturedMesh
 
 RESOLUTION = 14
 few = settings(max_examples=12, deadline=None)

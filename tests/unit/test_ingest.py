@@ -21,14 +21,15 @@ from trimesh.visual.material import PBRMaterial
 
 from tests.crew_tasks import start
 from trellis2 import ingest as meshes
-from trellis2.condition_views import ViewSettings, choose_views
 from trellis2.dual_grid import extract_mesh
-from trellis2.ingest import IngestSettings, find_encoders, ingest, summary
-from trellis2.materials import read_ingested
-from trellis2.voxelize import to_srgb
+from trellis2.ingest import IngestSettings, find_encoders, ingest
 from trellis_core.errors import InputError, UsageError
 from trellis_core.training.crew import Lost, run_tasks
 from trellis_core.training.data import Entry, read_dual_grid, read_latent, read_materials, read_table
+from trellis_core.training.ingest.items import summary
+from trellis_core.training.ingest.materials import read_ingested
+from trellis_core.training.ingest.surfaces import to_srgb
+from trellis_core.training.ingest.views import ViewSettings, condition_views
 
 EMBEDDED = Path(meshes.__file__).parent / "_embedded"
 RESOLUTION = 32
@@ -163,7 +164,7 @@ def test_the_stored_cameras_show_the_object_where_its_corners_project(ingested):
 
 
 def test_the_object_is_inside_every_view():
-    for view in choose_views(32, np.random.default_rng(0)):
+    for view in condition_views(32, np.random.default_rng(0)):
         distance = float(view.camera.eye.norm())
         assert np.degrees(view.fov) == pytest.approx(np.degrees(2 * np.arcsin(0.75**0.5 / distance)))
         assert 10 <= round(np.degrees(view.fov), 6) <= 70

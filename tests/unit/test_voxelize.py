@@ -8,13 +8,9 @@ import pytest
 import torch
 
 from trellis2.dual_grid import mesh_to_dual_grid
-from trellis2.textures import build_pyramid, fetch
-from trellis2.voxelize import (
-    SurfaceMaterial,
-    TexturedMesh,
-    voxelize_material,
-    voxelize_surface,
-)
+from trellis2.voxelize import voxelize_material, voxelize_surface
+from trellis_core.training.ingest.surfaces import SurfaceMaterial, TexturedMesh
+from trellis_core.training.ingest.textures import build_pyramid, fetch
 
 AVERAGES = ["released", "surface"]
 

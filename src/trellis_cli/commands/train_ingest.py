@@ -67,6 +67,7 @@ def ingest(
         import psutil
 
         from trellis2 import ingest as meshes
+        from trellis_core.training.ingest.items import summary
 
         def on_outcome(outcome: meshes.Outcome, done: int, count: int) -> None:
             console.event("mesh", file=outcome.name, rejected=outcome.rejected, seconds=outcome.seconds)
@@ -74,7 +75,7 @@ def ingest(
 
         crew = workers or min(4, psutil.cpu_count(logical=False) or 1)
         outcomes = meshes.ingest(folder, out, settings, workers=crew, seconds=timeout, on_outcome=on_outcome)
-    report = {**meshes.summary(outcomes), "resolution": settings.resolution, "model": found.name}
+    report = {**summary(outcomes), "resolution": settings.resolution, "model": found.name}
     report["seconds"] = round(monotonic() - started, 1)
     write_report(out / "report.json", report)
     console.facts |= {**report, "report": str(out / "report.json")}
@@ -90,7 +91,7 @@ def ingest_settings(
 ) -> tuple[Any, list[str]]:
     """The settings for a model, and what it cannot make."""
     from trellis2 import ingest as meshes
-    from trellis2.condition_views import ViewSettings
+    from trellis_core.training.ingest.views import ViewSettings
     from trellis2.loading import find_checkpoints, network_config
     from trellis2.settings import read_settings
     from trellis_core.weights import hub

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trellis2.dual_grid import normalize_mesh
-from trellis2.voxelize import AlphaMode, SurfaceMaterial, TexturedMesh, to_linear, to_srgb
 from trellis_core.errors import InputError
 from trellis_core.geometry.cleanup import weld_vertices
 from trellis_core.geometry.normals import crease_normals
 from trellis_core.geometry.types import Mesh
 from trellis_core.io.gltf import from_y_up
 from trellis_core.io.meshes import SUFFIXES, Y_UP
+from trellis_core.training.ingest.surfaces import AlphaMode, SurfaceMaterial, TexturedMesh, to_linear, to_srgb
 
+LONGEST_SIDE = 0.99999  # of the unit cube, so that nothing touches its walls
 WELD = 1e-6  # of the unit cube: seams of texture coordinates are no holes
 CREASE = 40.0  # degrees; sharper edges are shaded hard
 LINEAR_FACTORS = (".glb", ".gltf")  # their color factors are linear, textures are sRGB
@@ -72,7 +72,7 @@ def read_ingested(path: Path, max_faces: int = 20_000_000) -> IngestedMesh:
     extent = float((high - low).max())
     if extent <= 0:
         raise InputError("all its vertices lie in one point", hint="repair it in a 3D program")
-    triangles = normalize_mesh(triangles.reshape(-1, 3)).reshape(-1, 3, 3)
+    triangles = (triangles - (low + high) / 2) * (LONGEST_SIDE / (high - low).max())
     looks = [look_of(part, linear=suffix in LINEAR_FACTORS) for part in parts]
     shape, kept = weld(triangles)
     group, normals = crease_normals(shape, CREASE)
@@ -85,7 +85,7 @@ def read_ingested(path: Path, max_faces: int = 20_000_000) -> IngestedMesh:
         normals=normals[group],
     )
     x, y, z = (-(low + high) / 2).tolist()
-    return IngestedMesh(shape, look, (x, y, z), 0.99999 / extent)
+    return IngestedMesh(shape, look, (x, y, z), LONGEST_SIDE / extent)
 
 
 def read_parts(path: Path) -> Sequence[Any]:

@@ -1,38 +1,46 @@
-"""Pictures of a user's mesh for conditioning: cameras all around it, varied opening angles and light.
+"""Pictures of a user's mesh: cameras all around it, and light.
 
-Cameras as in the released data: directions from a Hammersley sequence with a random offset, opening angles
-from 10 to 70 degrees such that 1 / distance^2 is uniform and the unit cube is always in the picture.
-Light is ours: a studio with one to three random soft boxes per view.
+Two sets of cameras, as in the released data. Those for conditioning have opening angles from 10 to 70 degrees
+such that 1 / distance^2 is uniform and the unit cube is always in the picture; those that appearance is
+learned from stand on one sphere. Directions come from a Hammersley sequence with a random offset.
+Light is ours: for conditioning a studio with one to three random soft boxes, for appearance a sky that looks
+the same from everywhere.
 Letters: S side of a picture in samples, P shaded samples, F triangles.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trellis2.textures import Pyramid, build_pyramid
-from trellis2.voxelize import Lookup, TexturedMesh, shade, tangent_frames, texel_scales, textures_of
 from trellis_core.geometry.camera import Camera, hammersley_view, orbit_camera
 from trellis_core.geometry.types import Mesh
-from trellis_core.io.files import write_file
 from trellis_core.io.images import write_png
 from trellis_core.render import pbr
 from trellis_core.render.mesh import MeshBuffers, interpolate, render_mesh
 from trellis_core.render.studio import SoftBox, Studio
 from trellis_core.runtime import Runtime
+from trellis_core.training.ingest.surfaces import (
+    Lookup,
+    TexturedMesh,
+    shade,
+    tangent_frames,
+    texel_scales,
+    textures_of,
+)
+from trellis_core.training.ingest.textures import Pyramid, build_pyramid
+from trellis_core.training.transforms import Frame, write_transforms
 
-TRANSFORMS = "transforms.json"
 NARROW, WIDE = math.radians(10), math.radians(70)
 REACH = math.sqrt(3) / 2  # of the unit cube's corners from its centre
+RADIUS, FOV = 2.0, math.radians(40)  # of the cameras that appearance is learned from
+EVEN = Studio(boxes=(), sky=(1.5,) * 3, horizon=(1.25,) * 3, ground=(1.0,) * 3)  # alike from all sides
 
 Textures = Sequence[Mapping[str, Pyramid]]  # of each material
 
@@ -46,7 +54,7 @@ class ViewSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ConditionView:
+class PlannedView:
     camera: Camera
     fov: float  # radians
     studio: Studio
@@ -55,28 +63,24 @@ class ConditionView:
 def write_views(
     folder: Path,
     look: TexturedMesh,
-    offset: Sequence[float],
-    scale: float,
+    views: Sequence[PlannedView],
     settings: ViewSettings,
-    seed: int,
     runtime: Runtime,
+    *,
+    offset: Sequence[float] = (0.0, 0.0, 0.0),  # of the file's frame to the unit cube: scale * (p + offset)
+    scale: float = 1.0,
 ) -> None:
     """Write `000.png`, ... (RGBA, straight alpha) and, when all are there, `transforms.json`."""
     frames, textures = [], pyramids_of(look)
-    for number, view in enumerate(choose_views(settings.views, np.random.default_rng(seed))):
-        name = f"{number:03d}.png"
-        write_png(folder / name, draw_view(look, textures, view, settings, runtime))
-        frames.append(frame_of(name, view))
-    about = {
-        "aabb": [[-0.5] * 3, [0.5] * 3],
-        "scale": scale,
-        "offset": list(offset),
-        "frames": frames,
-    }
-    write_file(folder / TRANSFORMS, [json.dumps(about, indent=1).encode()])
+    for number, view in enumerate(views):
+        path = folder / f"{number:03d}.png"
+        write_png(path, draw_view(look, textures, view, settings, runtime))
+        frames.append(Frame(path, view.camera, view.fov))
+    write_transforms(folder, frames, offset, scale)
 
 
-def choose_views(count: int, rng: np.random.Generator) -> list[ConditionView]:
+def condition_views(count: int, rng: np.random.Generator) -> list[PlannedView]:
+    """Cameras at varied distances, light that varies."""
     offset = (float(rng.random()), float(rng.random()))
     views = []
     for number in range(count):
@@ -84,8 +88,15 @@ def choose_views(count: int, rng: np.random.Generator) -> list[ConditionView]:
         near, far = (REACH / math.sin(fov / 2) for fov in (WIDE, NARROW))
         radius = float(rng.uniform(far**-2, near**-2)) ** -0.5
         fov = 2 * math.asin(REACH / radius)
-        views.append(ConditionView(orbit_camera(yaw, pitch, radius=radius, fov=fov), fov, random_studio(rng)))
+        views.append(PlannedView(orbit_camera(yaw, pitch, radius=radius, fov=fov), fov, random_studio(rng)))
     return views
+
+
+def appearance_views(count: int, rng: np.random.Generator) -> list[PlannedView]:
+    """Cameras on one sphere, in even light."""
+    offset = (float(rng.random()), float(rng.random()))
+    places = (hammersley_view(number, count, offset) for number in range(count))
+    return [PlannedView(orbit_camera(*p, radius=RADIUS, fov=FOV), FOV, EVEN) for p in places]
 
 
 def random_studio(rng: np.random.Generator) -> Studio:
@@ -107,19 +118,12 @@ def random_studio(rng: np.random.Generator) -> Studio:
     return Studio(boxes=tuple(boxes), sky=(sky, sky, sky), horizon=(0.6 * sky,) * 3, ground=(0.35 * sky,) * 3)
 
 
-def frame_of(name: str, view: ConditionView) -> dict[str, Any]:
-    """An entry of `transforms.json`: camera to world, with the axes of OpenGL (y up, looking along -z)."""
-    pose = torch.linalg.inv(view.camera.extrinsics)
-    pose[:3, 1:3] *= -1
-    return {"file_path": name, "camera_angle_x": view.fov, "transform_matrix": pose.tolist()}
-
-
 def pyramids_of(look: TexturedMesh) -> Textures:
     return [{name: build_pyramid(t) for name, t in textures_of(m).items()} for m in look.materials]
 
 
 def draw_view(
-    look: TexturedMesh, textures: Textures, view: ConditionView, settings: ViewSettings, runtime: Runtime
+    look: TexturedMesh, textures: Textures, view: PlannedView, settings: ViewSettings, runtime: Runtime
 ) -> Tensor:  # uint8 [size, size, 4]  sRGB, straight alpha
     """Draw the mesh with all its materials, front to back where they are transparent."""
     device, side = runtime.device, settings.size * settings.supersampling
@@ -165,6 +169,6 @@ def surface_at(
     return surface, replace(buffers, normal=normals)
 
 
-def pixel_size(view: ConditionView, side: int) -> float:
+def pixel_size(view: PlannedView, side: int) -> float:
     """World size of a sample at the centre of the cube."""
     return 2 * float(view.camera.eye.norm()) * math.tan(view.fov / 2) / side
