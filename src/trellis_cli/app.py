@@ -73,6 +73,8 @@ COMMANDS: Mapping[str, Entry] = {
     "multi-image": Entry("multi_image", "Turn several pictures of one object into a 3D asset.", MAKE),
     "text": Entry("text", "Turn a description into a 3D asset.", MAKE),
     "batch": Entry("batch", "Make an asset of each picture in a folder or line of a list.", MAKE),
+    "variant": Entry("variant", "Keep a coarse shape, make new detail and colors.", MAKE),
+    "edit": Entry("edit", "Change a part of a saved run, keep the rest.", MAKE),
     "texture": Entry("texture", "Paint a mesh after a picture.", MAKE),
     "export": Entry("export", "Make an asset from a saved run, without sampling again.", MAKE),
     "render": Entry("render", "Draw an asset or a saved run as a PNG sheet.", MAKE),
