@@ -48,6 +48,11 @@ class Checkpoint:
     licence: str = "MIT"
     gated: bool = False
 
+    @property
+    def published(self) -> bool:
+        """Whether the size was read off the published file; that of others follows from its tensors."""
+        return self.repository == IMAGE
+
 
 IMAGE, BASE, LARGE, XLARGE = REPOSITORIES.values()
 

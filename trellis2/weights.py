@@ -31,6 +31,7 @@ class Checkpoint:
     bytes: int  # size of the safetensors file
     licence: str = "MIT"
     gated: bool = False
+    published: bool = True  # the size was read off the published file
 
 
 CHECKPOINTS: Mapping[str, Checkpoint] = {

@@ -83,6 +83,8 @@ class Order:
                 f"`{given[0]}` is for meshes, the result is `--as {form.value}`",
                 hint=f"leave it out, or pass `--as mesh` and a name such as `{source.stem}.glb`",
             )
+        if output is None and source.suffix.lower() == SUFFIXES[form][0]:  # a field made from a bundle
+            output = files.beside(source, f"-{form.value}{SUFFIXES[form][0]}")
         paths = files.outputs(output, source, SUFFIXES[form][0], count)
         previews = [] if preview is None else files.outputs(preview, source, ".png", count)
         for path in paths:
@@ -117,7 +119,7 @@ class Order:
         if version != registry.V1 and self.form is not Form.mesh:
             raise UsageError(
                 f"`{model}` makes meshes only, not `--as {self.form.value}`",
-                hint="pass a TRELLIS v1 model, such as `--model image-large`: see `trellis models list`",
+                hint="pass a TRELLIS v1 model: `--model image-large` or, for words, `--model text-large`",
             )
 
     def formats(self, there: Sequence[str]) -> tuple[str, ...]:

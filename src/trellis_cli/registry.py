@@ -421,7 +421,7 @@ def _problem(
     """Why `auto` does not take a model, or None."""
     ruled_out = _rules_out(fits, model, name)
     if ruled_out is not None:
-        return f"does not do: {ruled_out}"
+        return f"is no choice: {ruled_out}"
     if text and not has_text(folder):
         return "takes pictures only"
     if not text and not has_pictures(folder):

@@ -1,63 +1,87 @@
 """What is known of released models before they are downloaded: configurations, sizes, files.
 
-Reads the configurations that travel with the package (`configs/trellis2`); imports no torch.
+Reads the configurations that travel with the packages (`configs/trellis*`); imports no torch.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-BYTES_OF_ENCODER = 1_212_559_808  # DINOv3 ViT-L/16, float32
-STORED = {"image_encoder": 4}  # bytes of a stored number; all others are 16-bit
+from trellis import weights as v1
+from trellis2 import weights as v2
+from trellis_cli import registry
+
+CHECKPOINTS: Mapping[str, v1.Checkpoint | v2.Checkpoint] = {**v1.CHECKPOINTS, **v2.CHECKPOINTS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """A published encoder of pictures or prompts, float32."""
+
+    bytes: int  # of the file
+    parameters: int  # of the half that a run loads
+    args: Mapping[str, Any]  # as its configuration says
+
+
+ENCODERS: Mapping[str, Encoder] = {  # by hub repository
+    v2.IMAGE_ENCODER: Encoder(bytes=1_212_559_808, parameters=303_129_600, args=v2.DINOV3_VITL16),
+    "facebook/dinov2-with-registers-large": Encoder(
+        bytes=1_217_490_944, parameters=304_372_736, args=v1.DINOV2_VITL14
+    ),
+    "openai/clip-vit-large-patch14": Encoder(
+        bytes=1_710_466_052, parameters=123_060_480, args=v1.CLIP_VITL14
+    ),
+}
 
 
 def configuration_folder(name: str) -> Path | None:
     """The folder with `pipeline.json` and `ckpts/*.json` of a released model; None for an unknown one."""
-    spec = find_spec("trellis2")
-    package = (
-        Path(next(iter(spec.submodule_search_locations or ()), "trellis2")) if spec else Path("trellis2")
-    )
-    for folder in (package / "_configs" / name, package.parent / "configs" / "trellis2" / name):
-        if (folder / "pipeline.json").is_file():
-            return folder
-    return None
+    return next((folder / name for folder in _folders() if (folder / name / "pipeline.json").is_file()), None)
 
 
 def released_sizes(name: str) -> dict[str, int]:
-    """Bytes of each network that a run from a picture uses; empty for a model we do not know."""
-    from trellis2.weights import CHECKPOINTS
-
+    """Bytes of the file of each network that a run uses; empty for a model we do not know."""
     folder = configuration_folder(name)
     if folder is None:
         return {}
-    paths = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))["args"]["models"]
-    sizes = {network: CHECKPOINTS[_stem(path)].bytes for network, path in paths.items()}
-    return {**sizes, "image_encoder": BYTES_OF_ENCODER}
+    return {
+        network: ENCODERS[path].bytes if path in ENCODERS else CHECKPOINTS[stem_of(path)].bytes
+        for network, path in registry.references(folder).items()
+    }
 
 
 def released_networks(name: str) -> dict[str, tuple[Mapping[str, Any], int]]:
     """Configuration and number of parameters of each network, as `describe_networks` takes them."""
-    from trellis2.weights import DINOV3_VITL16
-
     folder = configuration_folder(name)
     if folder is None:
         return {}
-    paths = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))["args"]["models"]
-    networks: dict[str, tuple[Mapping[str, Any], int]] = {}
-    for network, size in released_sizes(name).items():
-        if network == "image_encoder":
-            config: Mapping[str, Any] = DINOV3_VITL16
-        else:
-            file = folder / f"{_stem(paths[network])}.json"
-            config = json.loads(file.read_text(encoding="utf-8"))
-        networks[network] = (config, size // STORED.get(network, 2))
-    return networks
+    return {network: _network(path) for network, path in registry.references(folder).items()}
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
     """`ckpts/NAME` of a checkpoint that may lie in another repository."""
     return "/".join(path.split("/")[-2:])
+
+
+def _network(path: str) -> tuple[Mapping[str, Any], int]:
+    if path in ENCODERS:
+        return {"args": ENCODERS[path].args}, ENCODERS[path].parameters
+    stem = stem_of(path)  # its configuration may lie with another model
+    files = [file for folder in _folders() for file in sorted(folder.glob(f"*/{stem}.json"))]
+    return json.loads(files[0].read_text(encoding="utf-8")), CHECKPOINTS[stem].bytes // 2
+
+
+def _folders() -> list[Path]:
+    """Where the configurations of models lie: in the installed packages, or in `configs` beside them."""
+    found = []
+    for version in (registry.V2, registry.V1):
+        spec = find_spec(version)
+        places = list(spec.submodule_search_locations or ()) if spec is not None else []
+        package = Path(places[0] if places else version)
+        found += [package / "_configs", package.parent / "configs" / version]
+    return found

@@ -160,7 +160,7 @@ def test_a_damaged_model_is_a_problem_with_the_command_that_fetches_it_again(mon
         d.models, "status_of", lambda name: d.models.Status(name=name, state="ready", bytes=1, folder=None)
     )
     monkeypatch.setattr(d.models, "verify_model", damaged)
-    found = problems(d.check_models({}, thorough=False))
+    found = problems(d.check_models({}))
     assert any("cut off" in f.text and f.fix == "trellis models pull trellis2-4b" for f in found)
 
 
@@ -168,5 +168,5 @@ def test_a_machine_without_a_usable_model_has_a_problem(monkeypatch):
     monkeypatch.setattr(
         d.models, "status_of", lambda name: d.models.Status(name=name, state="absent", bytes=0, folder=None)
     )
-    texts = [f.text for f in problems(d.check_models({}, thorough=False))]
+    texts = [f.text for f in problems(d.check_models({}))]
     assert "no model can be used" in texts

@@ -205,8 +205,8 @@ def test_the_released_model_is_known_before_it_is_downloaded():
     assert len(sizes) == 9
     assert sizes["sparse_structure_flow_model"] == 2_584_426_920
     networks = released_networks("trellis2-4b")
-    assert networks["image_encoder"][0]["hidden_size"] == 1024
+    assert networks["image_encoder"][0]["args"]["hidden_size"] == 1024
     assert networks["shape_slat_decoder"][0]["name"] == "FlexiDualGridVaeDecoder"
     for name, (_, parameters) in networks.items():
-        assert parameters == pytest.approx(sizes[name] / (4 if name == "image_encoder" else 2), rel=1e-6)
+        assert parameters == pytest.approx(sizes[name] / (4 if name == "image_encoder" else 2), rel=1e-4)
     assert released_sizes("somebody/else") == {}

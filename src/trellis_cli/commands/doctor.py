@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from trellis_cli import options as o
 from trellis_cli import registry, released
 from trellis_cli.commands import models
 from trellis_cli.console import Console
-from trellis_core.errors import TrellisError
+from trellis_core.errors import ModelError, TrellisError
 from trellis_core.memory.devices import (
     DeviceInfo,
     carries_code_for,
@@ -44,7 +44,16 @@ NEEDED_MEMORY, NEEDED_DISK = 3 * GIB, 2 * GIB
 OLDEST_DRIVER = 525
 PLACEHOLDERS = ("cumesh", "drtk", "kaolin")  # names on the package index that are not the real projects
 PLACEHOLDER_BYTES = 100_000  # the real ones are thousands of times larger
+ONLY = "default"  # the pipeline type of models that have one
 TESTED_TORCH = ((2, 7), (2, 15))
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="Look at these models or folders, too.", show_default=False),
+]
+Fix = Annotated[
+    bool,
+    typer.Option("--fix", help="Repair what can be repaired: a `pipeline.json` that was edited wrongly."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Leave out everything that needs torch.")]
 
 
@@ -64,6 +73,8 @@ Findings = Iterator[Finding]
 @app.command()
 def doctor(
     ctx: typer.Context,
+    names: Names = None,
+    fix: Fix = False,
     quick: Quick = False,
     json: o.Json = False,
     json_events: o.JsonEvents = False,
@@ -72,7 +83,9 @@ def doctor(
 ) -> None:
     """Check this machine and say what to fix. Exit code 1 when something is broken."""
     console: Console = ctx.obj
-    findings, facts = run_doctor(quick=quick)
+    for name in names or ():
+        registry.find_model(name)
+    findings, facts = run_doctor(quick=quick, more=names or (), fix=fix)
     console.facts.update(facts)
     console.facts["checks"] = [asdict(finding) for finding in findings]
     console.result(report(findings))
@@ -80,14 +93,21 @@ def doctor(
         raise typer.Exit(1)
 
 
-def run_doctor(*, quick: bool = False) -> tuple[list[Finding], dict[str, Any]]:
-    """All findings in the order of the report, and the facts behind them for scripts."""
+def run_doctor(
+    *, quick: bool = False, more: Sequence[str] = (), fix: bool = False
+) -> tuple[list[Finding], dict[str, Any]]:
+    """All findings in the order of the report, and the facts behind them for scripts.
+
+    `more` are models and folders beside the named ones; with `fix` what can be repaired is.
+    """
+    names = list(dict.fromkeys([*registry.MODELS, *more]))
     devices = detect_devices()
     facts: dict[str, Any] = {"devices": [describe(device) for device in devices]}
     findings = [*check_system(), *check_gpus(devices), *check_packages(devices), *check_placeholders()]
     if not quick:
-        findings += [*check_torch(devices, facts), *check_kernels(facts), *check_plans(facts)]
-    return [*findings, *check_models(facts, thorough=not quick), *check_space()], facts
+        findings += [*check_torch(devices, facts), *check_kernels(facts), *check_plans(facts, names)]
+    findings += [*check_pipelines(names, facts, fix=fix), *check_models(facts, names)]
+    return [*findings, *check_space()], facts
 
 
 def report(findings: list[Finding]) -> list[str]:
@@ -234,58 +254,101 @@ def check_kernels(facts: dict[str, Any]) -> Findings:
         yield Finding("kernel", OK, f"{op}: {name} ({kernels.reasons[op]})")
 
 
-def check_plans(facts: dict[str, Any]) -> Findings:
+def check_plans(facts: dict[str, Any], names: Sequence[str] = tuple(registry.MODELS)) -> Findings:
     """Tier and memory plan of every model, also of those that are not here yet."""
     from trellis_core.memory.budget import VRAMManager
 
     device = describe_device(facts.get("device", "cpu"))
     facts["tier"] = VRAMManager(device).tier
     facts["plans"] = {}
-    for name in registry.MODELS:
+    for name in names:
         try:
             plans = plans_of(name, device)
         except TrellisError:
             continue  # told by check_models
         facts["plans"][name] = {kind: plan.as_dict() for kind, plan in plans.items()}
         for kind, plan in plans.items():
-            yield Finding("plan", OK, f"{name} {kind}: {plan.describe()}")
+            which = "" if kind == ONLY else f" {kind}"
+            yield Finding("plan", OK, f"{name}{which}: {plan.describe()}")
 
 
 def plans_of(name: str, device: DeviceInfo) -> dict[str, MemoryPlan]:
-    """Pipeline type -> memory plan. Raises `ModelError` for a damaged model."""
+    """Pipeline type -> memory plan, one of a TRELLIS v1 model. Raises `ModelError` for a damaged model."""
     from trellis_core.memory.budget import MemoryRequest, VRAMManager
     from trellis_core.memory.cost import describe_networks
 
     status = models.status_of(name)
+    folder = released.configuration_folder(name) if status.state != "ready" else status.folder
+    if folder is not None and registry.version_of(folder) == registry.V1:
+        if status.folder is folder:
+            return {ONLY: registry.plan_for(folder, device, MemoryRequest())}
+        from trellis import costs
+        from trellis.settings import read_settings as read_v1
+
+        size = read_v1(folder / registry.hub.PIPELINE).image_size
+        networks = costs.describe_networks(released.released_networks(name), size)
+        return {ONLY: VRAMManager(device).plan(networks)}
     if status.state == "ready" and status.folder is not None:
         from trellis2.settings import read_settings
 
         types = read_settings(status.folder / registry.hub.PIPELINE).pipeline_types
         return {kind: registry.plan_for(status.folder, device, MemoryRequest(), kind) for kind in types}
-    networks = released.released_networks(name)
+    described = released.released_networks(name)
     runs: Mapping[str, tuple[int, int]] = {
         "512": (512, 512),
         "1024_cascade": (1024, 1024),
         "1536_cascade": (1536, 1024),
     }
     return {
-        kind: VRAMManager(device).plan(describe_networks(networks, resolution=resolution, image_size=side))
+        kind: VRAMManager(device).plan(describe_networks(described, resolution=resolution, image_size=side))
         for kind, (resolution, side) in runs.items()
-        if networks
+        if described
     }
 
 
-def check_models(facts: dict[str, Any], *, thorough: bool) -> Findings:
+def check_pipelines(names: Sequence[str], facts: dict[str, Any], *, fix: bool) -> Findings:
+    """Whether a `pipeline.json` was edited as some documents advise, which cannot work (`trellis.repair`)."""
+    from trellis.repair import repair_pipeline
+
+    for name in names:
+        path = misdirected(name)
+        if path is None:
+            continue
+        if fix:
+            right = repair_pipeline(path)
+            facts.setdefault("repaired", []).append(str(path))
+            yield Finding("repaired", OK, f"{name}: the latent flow in `{path}` is `{right}` again")
+            continue
+        yield Finding(
+            "pipeline",
+            PROBLEM,
+            f"{name}: `{path}` names the structure flow as its latent flow, an advice that circulates and "
+            "cannot work: the two predict different things on different grids",
+            "trellis doctor --fix" if name in registry.MODELS else f"trellis doctor --fix {name}",
+        )
+
+
+def misdirected(name: str) -> Path | None:
+    """The `pipeline.json` of a model if it was edited so; None where it is fine, not here or damaged."""
+    try:
+        folder = registry.find_model(name).folder
+        return folder / registry.hub.PIPELINE if registry.is_misdirected(folder) else None
+    except ModelError:
+        return None
+
+
+def check_models(facts: dict[str, Any], names: Sequence[str] = tuple(registry.MODELS)) -> Findings:
     """What is here and whether it is whole. Hashes of gigabytes are left to `trellis models verify`."""
     ready = 0
     facts["models"] = []
-    for name in registry.MODELS:
+    for name in names:
         try:
             status = models.status_of(name)
             problems = [] if status.state == "absent" else models.verify_model(name, thorough=False)
         except TrellisError as error:
             facts["models"].append({"name": name, "state": "damaged", "problems": [error.message]})
-            yield Finding("model", PROBLEM, f"{name}: {error.message}", f"trellis models pull {name}")
+            if misdirected(name) is None:  # told by check_pipelines
+                yield Finding("model", PROBLEM, f"{name}: {error.message}", again(name))
             continue
         facts["models"].append({**models.describe(status), "problems": problems})
         if status.state == "absent" and name == registry.hub.EMBEDDED:
@@ -294,12 +357,17 @@ def check_models(facts: dict[str, Any], *, thorough: bool) -> Findings:
             size = f" ({status.bytes / 1e9:.1f} GB)" if status.bytes else ""
             yield Finding("model", OK, f"{name}: not here{size}; `trellis models pull {name}` gets it")
         elif problems:
-            yield Finding("model", PROBLEM, f"{name}: {problems[0]}", f"trellis models pull {name}")
+            yield Finding("model", PROBLEM, f"{name}: {problems[0]}", again(name))
         else:
             ready += 1
             yield Finding("model", OK, f"{name}: ready, {status.bytes / 1e9:.2f} GB, {status.folder}")
     if not ready:
         yield Finding("model", PROBLEM, "no model can be used", REINSTALL)
+
+
+def again(name: str) -> str:
+    """How a damaged model becomes whole."""
+    return "copy the model's folder again" if Path(name).is_dir() else f"trellis models pull {name}"
 
 
 def check_space() -> Findings:

@@ -6,12 +6,14 @@ Only `pull` uses the network.
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trellis.weights import canonical
 from trellis_cli import options as o
 from trellis_cli import registry, released
 from trellis_cli.console import Beginning, Console
@@ -45,7 +47,7 @@ class Status:
     """One model as it is on this machine."""
 
     name: str
-    state: str  # "ready", "incomplete" or "absent"
+    state: str  # "ready", "incomplete", "absent" or "damaged"
     bytes: int  # on the disk; of an absent model: to download, 0 if not known
     folder: Path | None
     missing: tuple[str, ...] = ()
@@ -68,13 +70,8 @@ def status_of(name: str) -> Status:
 
 def weight_files(folder: Path) -> dict[str, Path]:
     """Checkpoint as written in the pipeline files -> its safetensors file, for those that are here."""
-    found = {}
-    for reference in all_references(folder):
-        try:
-            found[reference] = hub.weights_of(hub.find_checkpoint(reference, folder))
-        except ModelError:
-            continue
-    return found
+    stems = {reference: registry.checkpoint(reference, folder) for reference in all_references(folder)}
+    return {reference: hub.weights_of(stem) for reference, stem in stems.items() if stem is not None}
 
 
 def all_references(folder: Path) -> list[str]:
@@ -101,34 +98,58 @@ def models_list(
 ) -> None:
     """Say which models are on this machine."""
     console: Console = ctx.obj
-    rows, facts = [row("model", "state", "size", "licence", "text", "what it is")], []
+    rows, facts = [row("model", "state", "size", "licence", "picture", "text", "what it is")], []
     for name, model in registry.MODELS.items():
-        status = status_of(name)
-        text = model.text if status.folder is None else registry.has_text(status.folder)
+        status, damage = examine(name)
+        pictures, text = model.pictures, model.text
+        if status.folder is not None and not damage:
+            pictures, text = registry.has_pictures(status.folder), registry.has_text(status.folder)
         facts.append(
             {
                 **describe(status),
+                "version": model.version,
                 "licence": model.licence,
                 "repository": model.repository,
                 "summary": model.summary,
+                "pictures": pictures,
                 "text": text,
             }
         )
-        rows.append(row(name, status.state, gigabytes(status.bytes), model.licence, yes(text), model.summary))
-        if status.state != "ready" and model.repository:
+        size = gigabytes(status.bytes)
+        rows.append(row(name, status.state, size, model.licence, yes(pictures), yes(text), model.summary))
+        if damage:
+            rows.append(f"{'':<20}{damage}")
+        elif status.state != "ready" and model.repository:
             rows.append(row("", f"get it with `trellis models pull {name}`"))
-    rows += ["", row("background", "state", "size", "licence", "", "what it is")]
+    rows += ["", row("background", "state", "size", "licence", "", "", "what it is")]
     for name, release in MATTING.items():
         state = "absent" if release.find() is None else "ready"
-        rows.append(row(name, state, gigabytes(release.bytes), release.licence, "", release.summary))
+        rows.append(row(name, state, gigabytes(release.bytes), release.licence, "", "", release.summary))
     rows.append(row("", "get one with `trellis models pull NAME`, for `--background NAME`"))
     console.facts["models"] = facts
     console.facts["background"] = [describe_matting(name) for name in MATTING]
     console.result(rows)
 
 
-def row(name: str, state: str, size: str = "", licence: str = "", text: str = "", summary: str = "") -> str:
-    return f"{name:<20}{state:<12}{size:>9}  {licence:<14}{text:<6}{summary}".rstrip()
+def examine(name: str) -> tuple[Status, str]:
+    """The status of a model, and what to say when its `pipeline.json` cannot be used."""
+    try:
+        return status_of(name), ""
+    except ModelError as error:
+        folder = registry.find_model(name).folder
+        return Status(name=name, state="damaged", bytes=0, folder=folder), f"{error.message}; {error.hint}"
+
+
+def row(
+    name: str,
+    state: str,
+    size: str = "",
+    licence: str = "",
+    pictures: str = "",
+    text: str = "",
+    summary: str = "",
+) -> str:
+    return f"{name:<20}{state:<12}{size:>9}  {licence:<14}{pictures:<9}{text:<6}{summary}".rstrip()
 
 
 def gigabytes(size: int) -> str:
@@ -163,7 +184,7 @@ def models_pull(
         console.result([str(path) for path in paths])
         return
     known = registry.MODELS.get(name)
-    repository = known.repository if known and known.repository else name
+    repository = known.repository if known and known.repository else canonical(name)
     if not hub.REPOSITORY.fullmatch(repository):
         raise ModelError(
             f"there is no model `{name}` to download",
@@ -227,15 +248,13 @@ def models_verify(
 ) -> None:
     """Check every weights file: header, size, and the published hash where it is known."""
     console: Console = ctx.obj
-    present = [name for name in registry.MODELS if status_of(name).state != "absent"]
+    present = [name for name in registry.MODELS if registry.is_here(name)]
     present += [name for name, release in MATTING.items() if release.find() is not None]
     rows, broken = [], []
     facts: list[dict[str, Any]] = []
     with console.working() as progress:
         for name in names or present:
-            problems = verify_model(
-                name, thorough=True, on_file=lambda n, of: progress(Beginning("verify", n, of))
-            )
+            problems = named_problems(name, lambda n, of: progress(Beginning("verify", n, of)))
             facts.append({"name": name, "problems": problems})
             rows.append(f"{name:<14}{'damaged' if problems else 'whole'}")
             rows += [f"{'':<14}{problem}" for problem in problems]
@@ -246,6 +265,16 @@ def models_verify(
         raise ModelError(
             f"damaged or incomplete: {', '.join(broken)}", hint=f"run `trellis models pull {broken[0]}`"
         )
+
+
+def named_problems(name: str, on_file: Callable[[int, int], None]) -> list[str]:
+    """What is wrong with a model that is here, its `pipeline.json` included."""
+    if name not in MATTING:
+        registry.find_model(name)
+    try:
+        return verify_model(name, thorough=True, on_file=on_file)
+    except ModelError as error:
+        return [f"{error.message}; {error.hint}"]
 
 
 def verify_model(name: str, *, thorough: bool, on_file: Any = None) -> list[str]:
@@ -261,7 +290,7 @@ def verify_model(name: str, *, thorough: bool, on_file: Any = None) -> list[str]
         try:
             check_file(
                 path,
-                size=published_size(reference, folder),
+                size=published_size(reference, path),
                 sha256=published_hash(path) if thorough else None,
             )
         except ModelError as error:
@@ -282,16 +311,13 @@ def verify_matting(name: str, *, thorough: bool) -> list[str]:
     return []
 
 
-def published_size(reference: str, folder: Path) -> int | None:
-    """Size of a released checkpoint; None for models that only share its name."""
-    from trellis2.weights import CHECKPOINTS, REPOSITORY
-
-    cached = (
-        folder.parent.name == "snapshots"
-        and folder.parents[1].name == f"models--{REPOSITORY.replace('/', '--')}"
-    )
-    stem = "/".join(reference.split("/")[-2:])
-    return CHECKPOINTS[stem].bytes if cached and stem in CHECKPOINTS else None
+def published_size(reference: str, path: Path) -> int | None:
+    """Size of a released checkpoint in the hub's cache; None for files that only share its name."""
+    stem = released.stem_of(reference)
+    known = released.CHECKPOINTS.get(stem)
+    if known is None or path.parents[2].name != "snapshots" or not known.published:
+        return None
+    return known.bytes if path.parents[3].name == f"models--{known.repository.replace('/', '--')}" else None
 
 
 def published_hash(path: Path) -> str | None:
@@ -323,8 +349,14 @@ def files_of(repository: str) -> list[hub.RemoteFile]:
             suffixes = (".json", ".safetensors", *(f".{name}" for name in TOKENIZER))
             own += [listing[reference + suffix] for suffix in suffixes if reference + suffix in listing]
             continue
-        owner, name, *rest = reference.split("/")
-        other, path = f"{owner}/{name}", "/".join(rest)
+        owner, _, rest = reference.partition("/")
+        name, _, path = rest.partition("/")
+        if owner == hub.CHECKPOINTS or not name:
+            raise ModelError(
+                f"`{repository}` has no file `{reference}.safetensors`, which its `{hub.PIPELINE}` names",
+                hint="report it there",
+            )
+        other = f"{owner}/{name}"
         if other not in listings:
             listings[other] = {file.path: file for file in hub.list_remote(other)}
         names = [f"{path}.json", f"{path}.safetensors"] if path else ["config.json", WEIGHTS]
