@@ -17,7 +17,6 @@ from torch import nn
 
 from trellis.costs import describe_networks
 from trellis.models import MODELS
-from trellis.pipeline import ModelIdentity
 from trellis.places import find_checkpoint
 from trellis.settings import DECODERS, IMAGE_ENCODER, TEXT_ENCODER, PipelineSettings, read_settings
 from trellis_core.errors import ModelError
@@ -31,6 +30,7 @@ from trellis_core.models.text_encoder import CLIPTextEncoder
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.runtime import Runtime
 from trellis_core.weights import hub
+from trellis_core.weights.bundle import ModelIdentity
 from trellis_core.weights.load import configured_dtype, load_model, read_config
 from trellis_core.weights.verify import count_parameters
 

@@ -4,7 +4,7 @@
     \\____________ sample() -> Bundle _________/ \\__________ decode() __________/ \\ export()
 
 A condition is a picture, several pictures of one object, or a prompt (`condition.py`); `variant()` takes the
-structure from a mesh or another run instead of sampling it.
+structure from a mesh or another run instead of sampling it, `edit()` samples a region of a bundle anew.
 
 Stages are in `stages.py`; this file decides their order and what is drawn when. Random numbers come from one
 CPU generator seeded after preprocessing, in the released order: structure, latents.
@@ -13,10 +13,9 @@ CPU generator seeded after preprocessing, in the released order: structure, late
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,58 +28,34 @@ from trellis.settings import (
     IMAGE_ENCODER,
     LATENT_FLOW,
     STRUCTURE_DECODER,
+    STRUCTURE_ENCODER,
     STRUCTURE_FLOW,
     TEXT_ENCODER,
     PipelineSettings,
-    override,
 )
-from trellis.voxelize import normalized, occupied_by
-from trellis_core import __version__
-from trellis_core.errors import InputError, UsageError
+from trellis_core.errors import InputError, ModelError, UsageError
 from trellis_core.geometry.asset import ExportSettings, build_asset
+from trellis_core.geometry.occupancy import normalized, occupied_by
+from trellis_core.geometry.region import Region, cells_inside
 from trellis_core.geometry.types import Asset, Mesh
 from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
 from trellis_core.models.networks import Networks
+from trellis_core.models.structure_vae import encode_cells, occupied_cells
 from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.condition import Condition, Picture
-from trellis_core.sampling.multi_image import STOCHASTIC, pictures_used
-from trellis_core.sampling.schedule import SamplerSettings
+from trellis_core.sampling.edit import REPEATS, Edit, TakenOver
+from trellis_core.sampling.multi_image import STOCHASTIC, unused_pictures
+from trellis_core.sampling.repaint import Known
+from trellis_core.sampling.run import Run, edited
+from trellis_core.sampling.schedule import Overrides, override
+from trellis_core.sparse.ops import first_sample, repeated
 from trellis_core.sparse.tensor import SparseTensor
-from trellis_core.weights.bundle import Bundle
+from trellis_core.weights.bundle import Bundle, ModelIdentity, provenance
 
-Overrides = Mapping[str, Any] | None  # entries of SamplerSettings; None keeps the model's value
-
-THUMBNAIL_SIDE = 128
 STRUCTURE_LATENT = "structure_latent"  # names of tensors in a bundle
 LATENT = "latent"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """Which weights made a result."""
-
-    name: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """What the stages of one run share."""
-
-    structure: SamplerSettings
-    latents: SamplerSettings
-    num_samples: int  # B
-    generator: torch.Generator
-    runtime: Runtime
-    mode: str  # how several pictures are combined
-    conds: tuple[Tensor, ...]  # tokens [1, M, C] of every picture, or of the prompt
-    uncond: Tensor | None  # tokens [1, M, C] of the empty prompt; None: zeros
-
-    def draw(self, *shape: int) -> Tensor:
-        """The next standard normal numbers of the run, the same on every device."""
-        return torch.randn(*shape, generator=self.generator).to(self.runtime.device)
 
 
 class Pipeline:
@@ -156,16 +131,12 @@ class Pipeline:
         """
         condition = Condition.of(picture, pictures, prompt, mode, background)
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
-        changes = {"structure": structure, "latents": latents}
-        run, images = self._start(condition, seed, num_samples, changes, runtime)
+        run = self._start(condition, {"structure": structure, "latents": latents}, seed, num_samples, runtime)
+        images, facts = self._condition(condition, run)
         with torch.inference_mode(), memory_errors("sampling"):
             z, coords = self._sample_structure(run)
-            with self.networks.use(LATENT_FLOW, runtime) as flow:
-                latent = self._sample_latents(flow, coords, run)
-                resolution = flow.resolution
-        samplers = {"structure": asdict(run.structure), "latents": asdict(run.latents)}
-        bundle = self._bundle(latent, resolution, condition, samplers, seed, images)
-        return Bundle({**bundle.tensors, STRUCTURE_LATENT: z.cpu()}, bundle.info)
+            latent = self._sample_latents(coords, run)
+        return self._bundle(run, {STRUCTURE_LATENT: z, **tensors_of(latent)}, images, facts, seed)
 
     def variant(
         self,
@@ -189,16 +160,74 @@ class Pipeline:
         """
         condition = Condition.of(picture, pictures, prompt, mode, background)
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
-        run, images = self._start(condition, seed, num_samples, {"latents": latents}, runtime)
-        with (
-            torch.inference_mode(),
-            memory_errors("sampling"),
-            self.networks.use(LATENT_FLOW, runtime) as flow,
-        ):
-            resolution = flow.resolution
-            voxels = voxels_of(source, resolution, runtime)
-            latent = self._sample_latents(flow, stages.repeated(voxels, num_samples), run)
-        return self._bundle(latent, resolution, condition, {"latents": asdict(run.latents)}, seed, images)
+        run = self._start(condition, {"latents": latents}, seed, num_samples, runtime)
+        images, facts = self._condition(condition, run)
+        with torch.inference_mode(), memory_errors("sampling"):
+            with self.networks.use(LATENT_FLOW, runtime) as flow:
+                voxels = voxels_of(source, flow.resolution, runtime)
+            latent = self._sample_latents(repeated(voxels, num_samples), run)
+        tensors = tensors_of(latent)
+        if isinstance(source, Bundle) and STRUCTURE_LATENT in source.tensors:
+            tensors[STRUCTURE_LATENT] = source.tensors[STRUCTURE_LATENT][:1].repeat(num_samples, 1, 1, 1, 1)
+        return self._bundle(run, tensors, images, facts, seed)
+
+    def edit(
+        self,
+        bundle: Bundle,
+        regions: Sequence[Region],
+        picture: Picture | None = None,
+        *,
+        prompt: str | None = None,
+        pictures: Sequence[Picture] = (),
+        mode: str = STOCHASTIC,
+        seed: int = 42,
+        preserve_texture: bool = False,
+        structure: Overrides = None,
+        latents: Overrides = None,
+        repeats: int = REPEATS,
+        background: str = "auto",
+        on_progress: Progress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Bundle:
+        """Sample regions of an object anew, after a picture or a prompt of what it shall look like.
+
+        Voxels belong to a region when their centres do. Outside, structure and latents stay what they are,
+        bit for bit; inside, both are sampled so that they fit (RePaint: `repeats` above 1 goes back and does
+        each step again). With `preserve_texture` voxels inside that were there before keep their latents, and
+        with them color and fine shape, for one latent holds both: only what is new is generated.
+        All samples of a bundle are edited alike. The result is a bundle; what changed is told in
+        `info["edit"]`: "voxels" (of the structure, inside and outside, as sampled and in the result),
+        "tokens" (kept and made), "drift" (how far from what is kept the model's own result would have been
+        there; 1 is the spread of the latents).
+        Raises `InputError` for a bundle of another model and for a region that holds no voxel, and what
+        `sample` raises.
+        """
+        bundle.require_model(self.identity)
+        condition = Condition.of(picture, pictures, prompt, mode, background)
+        runtime = self.runtime.reporting(cancellable(on_progress, cancel))
+        changes = {"structure": structure, "latents": latents}
+        run = self._start(condition, changes, seed, bundle.info["num_samples"], runtime)
+        inside = cells_inside(regions, bundle.info["resolution"]).to(runtime.device)
+        edit = Edit(inside, run.draw, repeats)
+        old = {name: tensor.to(runtime.device) for name, tensor in bundle.tensors.items()}
+        images, facts = self._condition(condition, run)
+        with torch.inference_mode(), memory_errors("sampling"):
+            z, raw = self._sample_structure(run, old, edit)
+            coords = edit.merge(old["coords"], raw, run.num_samples)
+            kept = edit.taken_over(coords, old["coords"], old[LATENT], survivors=preserve_texture)
+            latent = self._sample_latents(coords, run, kept)
+        record = {
+            "regions": [region.facts() for region in regions],
+            "condition": facts,
+            "seed": seed,
+            "samplers": {name: asdict(sampler) for name, sampler in run.samplers.items()},
+            "repeats": repeats,
+            "preserve_texture": preserve_texture,
+            "voxels": edit.changes(old["coords"], raw, coords),
+            "tokens": kept.counts(),
+            "drift": dict(run.drift),
+        }
+        return edited(bundle, {STRUCTURE_LATENT: z, **tensors_of(latent)}, record, images)
 
     def decode(
         self,
@@ -212,13 +241,7 @@ class Pipeline:
 
         Raises `InputError` when the bundle was made by another model, `UsageError` for an unknown format.
         """
-        made_by = bundle.info.get("model", {})
-        if made_by.get("fingerprint") != self.identity.fingerprint:
-            raise InputError(
-                f"the bundle was made by the model `{made_by.get('name', 'unknown')}`, "
-                f"not by `{self.identity.name}`",
-                hint=f"pass `--model {made_by.get('name', 'NAME')}`",
-            )
+        bundle.require_model(self.identity)
         wanted = self.formats if formats is None else tuple(formats)
         for name in wanted:
             self._require_format(name)
@@ -276,39 +299,40 @@ class Pipeline:
                 **common,
             )
 
+    # --- what a run is made of ---
+
     def _start(
         self,
         condition: Condition,
+        changes: Mapping[str, Overrides],  # of the stages that the run has
         seed: int,
         num_samples: int,
-        changes: Mapping[str, Overrides],
         runtime: Runtime,
-    ) -> tuple[Sampling, list[Image.Image]]:
-        """Prepare and encode what the run starts from."""
+    ) -> Run:
+        """Check what was asked for, before anything is read."""
         self._require_encoder(condition)
-        structure = override(self.settings.structure_sampler, changes.get("structure"))
-        latents = override(self.settings.latent_sampler, changes.get("latents"))
-        images = prepare_pictures(condition, self.settings.image_size, runtime)
-        with torch.inference_mode(), memory_errors("encoding"):
-            if condition.prompt is not None:
-                conds, uncond = self._encode_prompt(condition.prompt, runtime)
-            else:
-                samplers = {"latents": latents}
-                if "structure" in changes:
-                    samplers["structure"] = structure
-                note = unused_pictures(condition.mode, len(images), samplers)
-                conds, uncond = self._encode_pictures(images, note, runtime), None
-        run = Sampling(
-            structure=structure,
-            latents=latents,
+        released = {"structure": self.settings.structure_sampler, "latents": self.settings.latent_sampler}
+        return Run(
+            samplers={stage: override(released[stage], change) for stage, change in changes.items()},
             num_samples=num_samples,
             generator=torch.Generator().manual_seed(seed),
             runtime=runtime,
             mode=condition.mode,
-            conds=conds,
-            uncond=uncond,
         )
-        return run, images
+
+    def _condition(self, condition: Condition, run: Run) -> tuple[list[Image.Image], dict[str, Any]]:
+        """Fill `run.conds`; the prepared pictures, and the facts that are kept about the condition."""
+        size = self.settings.image_size
+        images = prepare_pictures(condition, size, run.runtime)
+        with torch.inference_mode(), memory_errors("encoding"):
+            if condition.prompt is not None:
+                run.conds[size], uncond = self._encode_prompt(condition.prompt, run.runtime)
+                if uncond is not None:
+                    run.unconds[size] = uncond
+            else:
+                note = unused_pictures(condition.mode, len(images), run.samplers)
+                run.conds[size] = self._encode_pictures(images, note, run.runtime)
+        return images, condition.facts()
 
     def _encode_pictures(
         self, images: Sequence[Image.Image], note: str, runtime: Runtime
@@ -332,49 +356,76 @@ class Pipeline:
         runtime.report("condition", 1, 1, note)
         return (cond,), uncond
 
-    def _sample_structure(self, run: Sampling) -> tuple[Tensor, Tensor]:
-        """The structure latent float32 [B, C, r, r, r], and its voxels int32 [N, 4]."""
+    def _sample_structure(
+        self,
+        run: Run,
+        old: Mapping[str, Tensor] | None = None,  # tensors of a bundle, to sample within the region of
+        edit: Edit | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The structure latent and the voxels int32 [N, 4] it decodes to."""
         with self.networks.use(STRUCTURE_FLOW, run.runtime) as flow:
-            noise = run.draw(run.num_samples, flow.latent_channels, *[flow.resolution] * 3)
-            z = self._integrate(flow, noise, run.structure, run, "structure")
+            known = None
+            if edit is not None and old is not None:
+                latent = self._structure_latent(old, len(edit.inside), flow.resolution, run)
+                known = edit.structure(latent, run.samplers["structure"].sigma_min)
+            noise = run.draw(run.num_samples, flow.in_channels, *[flow.resolution] * 3)
+            z = self._integrate(flow, noise, "structure", run, known)
         with self.networks.use(STRUCTURE_DECODER, run.runtime) as decoder:
-            return z, stages.occupied_voxels(decoder(z))
+            logits = decoder(z)
+            if edit is not None:
+                return z, occupied_cells(logits, len(edit.inside))
+            return z, stages.occupied_voxels(logits)
 
-    def _sample_latents(self, flow: Any, coords: Tensor, run: Sampling) -> SparseTensor:
-        """Raw latents on these voxels."""
-        noise = SparseTensor(run.draw(len(coords), flow.in_channels), coords, run.num_samples)
-        latent = self._integrate(flow, noise, run.latents, run, "latents")
-        return stages.denormalize(latent, self.settings.normalization)
+    def _structure_latent(
+        self, old: Mapping[str, Tensor], grid: int, latent_resolution: int, run: Run
+    ) -> Tensor:
+        """That of a saved run: kept in the bundle, or encoded."""
+        if STRUCTURE_LATENT in old:
+            return old[STRUCTURE_LATENT]
+        if STRUCTURE_ENCODER not in self.networks:
+            raise ModelError(
+                f"the bundle holds no structure latent, and the model `{self.identity.name}` has no "
+                f"`{STRUCTURE_ENCODER}` to make one",
+                hint="edit a bundle that was sampled from a picture or a prompt, or a variant of one",
+            )
+        with self.networks.use(STRUCTURE_ENCODER, run.runtime) as encoder:
+            return encode_cells(encoder, old["coords"], run.num_samples, grid, latent_resolution)
 
-    def _integrate(self, flow: Any, noise: Any, settings: SamplerSettings, run: Sampling, stage: str) -> Any:
-        return stages.sample_flow(
-            flow, noise, run.conds, settings, run.runtime, stage, uncond=run.uncond, mode=run.mode
+    def _sample_latents(self, coords: Tensor, run: Run, kept: TakenOver | None = None) -> SparseTensor:
+        """Raw latents on these voxels; what is kept of old ones comes back bit for bit."""
+        if kept is not None and kept.whole:
+            return SparseTensor(kept.latents, coords, run.num_samples)
+        normalization = self.settings.normalization
+        known = None if kept is None else kept.known(normalization, run.samplers["latents"].sigma_min)
+        with self.networks.use(LATENT_FLOW, run.runtime) as flow:
+            noise = SparseTensor(run.draw(len(coords), flow.in_channels), coords, run.num_samples)
+            latent = self._integrate(flow, noise, "latents", run, known)
+        latent = stages.denormalize(latent, normalization)
+        return latent if kept is None else kept.put_back(latent)
+
+    def _integrate(self, flow: Any, noise: Any, stage: str, run: Run, known: Known | None) -> Any:
+        size = self.settings.image_size
+        conds, settings, uncond = run.conds[size], run.samplers[stage], run.unconds.get(size)
+        x = stages.sample_flow(
+            flow, noise, conds, settings, run.runtime, stage, uncond=uncond, mode=run.mode, known=known
         )
+        if known is None:
+            return x
+        run.drift[stage] = known.drift(x)
+        return known.put_back(x)
 
     def _bundle(
         self,
-        latent: SparseTensor,
-        resolution: int,
-        condition: Condition,
-        samplers: Mapping[str, Any],
-        seed: int,
+        run: Run,
+        tensors: Mapping[str, Tensor],
         images: Sequence[Image.Image],
+        condition: Mapping[str, Any],
+        seed: int,
     ) -> Bundle:
-        return Bundle(
-            tensors={
-                "coords": latent.coords.cpu(),
-                LATENT: latent.feats.float().cpu(),
-                **({"thumbnail": thumbnail(images[0])} if images else {}),
-            },
-            info={
-                "model": asdict(self.identity),
-                "condition": condition.facts(),
-                "resolution": resolution,
-                "num_samples": latent.batch_size,
-                "seed": seed,
-                "samplers": samplers,
-                "version": __version__,
-            },
+        with self.networks.use(LATENT_FLOW, run.runtime) as flow:
+            resolution = flow.resolution
+        return run.bundle(
+            tensors, images, model=self.identity, seed=seed, condition=condition, resolution=resolution
         )
 
     def _require_encoder(self, condition: Condition) -> None:
@@ -409,34 +460,13 @@ def voxels_of(source: Mesh | Bundle, resolution: int, runtime: Runtime) -> Tenso
                 f"the bundle has no voxels of a grid of {resolution}",
                 hint="give a bundle of a TRELLIS v1 model, or a mesh",
             )
-        coords = source.tensors["coords"]
-        voxels = coords[coords[:, 0] == 0, 1:]
+        voxels = first_sample(source.tensors["coords"])
     else:
         voxels = occupied_by(Mesh(normalized(source.vertices), source.faces), resolution)
     runtime.report("voxelize", 1, 1)
     return voxels.to(runtime.device)
 
 
-def unused_pictures(mode: str, count: int, samplers: Mapping[str, SamplerSettings]) -> str:
-    """What to say when a stage has fewer steps than there are pictures."""
-    short = [
-        f"{pictures_used(mode, count, sampler.steps)} in the {name} stage"
-        for name, sampler in samplers.items()
-        if pictures_used(mode, count, sampler.steps) < count
-    ]
-    if not short:
-        return ""
-    return f"of the {count} pictures only {', '.join(short)} are used; give more steps or fewer pictures"
-
-
-def thumbnail(image: Image.Image) -> Tensor:
-    """uint8 [h, w, 3], longest side at most THUMBNAIL_SIDE."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return torch.from_numpy(np.array(small.convert("RGB")))
-
-
-def provenance(bundle: Bundle) -> dict[str, Any]:
-    """What the finished file says about its origin."""
-    keep = ("model", "condition", "resolution", "seed", "samplers", "version")
-    return {"generator": "trellis", **{name: bundle.info[name] for name in keep if name in bundle.info}}
+def tensors_of(latent: SparseTensor) -> dict[str, Tensor]:
+    """As a bundle keeps them."""
+    return {"coords": latent.coords, LATENT: latent.feats.float()}

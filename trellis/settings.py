@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trellis.weights import ENCODERS, canonical
-from trellis_core.errors import ModelError, UsageError
+from trellis_core.errors import ModelError
+from trellis_core.sampling.normalization import Normalization
 from trellis_core.sampling.schedule import SamplerSettings
 
 STRUCTURE_FLOW = "sparse_structure_flow_model"
 STRUCTURE_DECODER = "sparse_structure_decoder"
+STRUCTURE_ENCODER = "sparse_structure_encoder"  # needed for edits of older bundles and of variants only
 LATENT_FLOW = "slat_flow_model"
 IMAGE_ENCODER = "image_encoder"  # their names among the networks; pipeline.json keeps them apart
 TEXT_ENCODER = "text_encoder"
@@ -27,14 +29,6 @@ DECODERS: Mapping[str, str] = {  # what to decode -> the network that does
     "gaussians": "slat_decoder_gs",
     "radiance_field": "slat_decoder_rf",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """Per-channel mean and standard deviation that map raw latents to the flow's space."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +120,3 @@ def misdirected(models: Mapping[str, str]) -> bool:
     """Whether the latent flow is set to a structure flow, as some documents advise."""
     latent = models.get(LATENT_FLOW, "")
     return latent == models.get(STRUCTURE_FLOW) or latent.rpartition("/")[2].startswith("ss_flow_")
-
-
-def override(settings: SamplerSettings, changes: Mapping[str, Any] | None) -> SamplerSettings:
-    """Replace single entries; entries that are None keep the model's value."""
-    given = {name: value for name, value in (changes or {}).items() if value is not None}
-    unknown = set(given) - set(SamplerSettings.__dataclass_fields__)
-    if unknown:
-        raise UsageError(
-            f"unknown sampler setting `{sorted(unknown)[0]}`",
-            hint=f"choose from: {', '.join(SamplerSettings.__dataclass_fields__)}",
-        )
-    return replace(settings, **given)

@@ -7,49 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from trellis2.settings import TextSettings
-from trellis_core.errors import InputError, TrellisError
-from trellis_core.image.preprocess import BackgroundRemover, has_transparency, preprocess_picture
-from trellis_core.io.images import read_picture
+from trellis_core.errors import InputError
+from trellis_core.image.preprocess import preprocess_picture
+from trellis_core.io import pictures
 from trellis_core.models.matting import background_remover
 from trellis_core.models.tokenizer import Tokenizer, split
 from trellis_core.runtime import Runtime
-from trellis_core.sampling.condition import Condition, Picture
+from trellis_core.sampling.condition import Condition
 
 NAMED = 8  # words that a note lists before it counts the rest
 
 
 def prepare_pictures(condition: Condition, runtime: Runtime) -> list[Image.Image]:
     """Read, cut out and crop every picture by itself: square RGB, object on black."""
-    prepared: list[Image.Image] = []
-    count = len(condition.pictures)
-    if count:
-        runtime.report("picture", 0, count)
     remover, chosen = background_remover(condition.background, runtime)
-    for number, picture in enumerate(condition.pictures, start=1):
-        which = f"picture {number}: " if count > 1 else ""
-        try:
-            image, notice = prepare_picture(picture, remover, chosen)
-        except TrellisError as error:
-            raise type(error)(which + error.message, error.hint) from error
-        prepared.append(image)
-        runtime.report("picture", number, count, notice and which + notice)
-    return prepared
-
-
-def prepare_picture(
-    picture: Picture,
-    remover: BackgroundRemover | None,  # None keeps the whole picture
-    chosen: str = "",  # what to say when the remover was needed
-) -> tuple[Image.Image, str]:
-    """The prepared picture, and what there is to say about it."""
-    image = picture if isinstance(picture, Image.Image) else read_picture(Path(picture))
-    notices = [image.info.get("notice", ""), "" if has_transparency(image) else chosen]
-    return preprocess_picture(image, remover), "; ".join(filter(None, notices))
+    return pictures.prepare_pictures(condition, preprocess_picture, remover, chosen, runtime)
 
 
 def unlike_training(familiarity: Sequence[float], text: TextSettings | None) -> str:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from trellis2.models import MODELS
-from trellis2.pipeline import ModelIdentity
 from trellis2.settings import PipelineSettings, read_settings
 from trellis_core.errors import ModelError
 from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
@@ -28,6 +27,7 @@ from trellis_core.models.text_encoder import CLIPTextEncoder
 from trellis_core.models.tokenizer import Tokenizer
 from trellis_core.runtime import Runtime
 from trellis_core.weights import hub
+from trellis_core.weights.bundle import ModelIdentity
 from trellis_core.weights.load import configured_dtype, load_model, read_config
 from trellis_core.weights.verify import count_parameters
 

@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trellis_core.errors import ModelError, UsageError
 from trellis_core.models.familiarity import FamiliarityFacts
+from trellis_core.sampling.normalization import Normalization
 from trellis_core.sampling.schedule import SamplerSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """Per-channel mean and standard deviation that map raw latents to the flow's space."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +42,11 @@ class PipelineType:
     def resolution(self) -> int:
         """Output voxel grid that was asked for; a cascade may lower it."""
         return self.shape_passes[-1].resolution
+
+    @property
+    def factor(self) -> int:
+        """Voxels per token along an axis."""
+        return self.shape_passes[0].resolution // self.structure_resolution
 
     @property
     def image_sizes(self) -> set[int]:
@@ -187,18 +185,6 @@ def sampler_settings(entry: Mapping[str, Any]) -> SamplerSettings:
         guidance_interval=(interval[0], interval[1]) if "Interval" in entry["name"] else (0.0, 1.0),
         sigma_min=entry.get("args", {}).get("sigma_min", 1e-5),
     )
-
-
-def override(settings: SamplerSettings, changes: Mapping[str, Any] | None) -> SamplerSettings:
-    """Replace single entries; entries that are None keep the model's value."""
-    given = {name: value for name, value in (changes or {}).items() if value is not None}
-    unknown = set(given) - set(SamplerSettings.__dataclass_fields__)
-    if unknown:
-        raise UsageError(
-            f"unknown sampler setting `{sorted(unknown)[0]}`",
-            hint=f"choose from: {', '.join(SamplerSettings.__dataclass_fields__)}",
-        )
-    return replace(settings, **given)
 
 
 def _text(entry: Mapping[str, Any] | None) -> TextSettings | None:

@@ -156,7 +156,8 @@ class Line:
         side = int(flow.resolution)  # type: ignore[arg-type]
         noise = draw(1, self.channels("structure"), side, side, side)
         settings = self.samplers["structure"]
-        return stages.sample_structure(flow, decoder, cond, noise, settings, grid, self.runtime)  # type: ignore[arg-type]
+        latent = stages.sample_flow(flow, noise, cond, settings, self.runtime, "structure")  # type: ignore[arg-type]
+        return stages.occupied_cells(decoder(latent), grid)
 
     def latent(self, kind: str, noise: SparseTensor, cond: Tensor, **inputs: SparseTensor) -> SparseTensor:
         """In the space the flows work in."""

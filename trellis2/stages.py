@@ -1,6 +1,7 @@
 """The stages of a TRELLIS.2 run, one function each: inputs in, outputs out.
 
-    encode_picture or encode_prompt -> sample_structure -> sample_flow (shape, texture) -> decode
+    encode_picture or encode_prompt -> sample_flow (structure) -> occupied_cells
+    -> sample_flow (shape, texture) -> decode
 
 Order of random draws, samplers and thresholds: "Native and Compact Structured Latents for 3D
 Generation" (TRELLIS.2, 2025) as released. Letters: B samples, M condition tokens, N latent tokens
@@ -13,105 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from trellis2.dual_grid import extract_mesh
 from trellis2.models.sparse_vae import FlexiDualGridVaeDecoder
-from trellis2.settings import Normalization
 from trellis_core.errors import InputError
 from trellis_core.geometry.types import PBRVoxels, VoxelMesh
-from trellis_core.models.image_encoder import prepare_images
-from trellis_core.nn.transformer import FlowTransformer
+from trellis_core.models import structure_vae
+from trellis_core.models.flow import encode_picture, encode_prompt, sample_flow  # noqa: F401
 from trellis_core.runtime import Runtime
-from trellis_core.sampling import multi_image
-from trellis_core.sampling.schedule import SamplerSettings
-from trellis_core.sampling.state import State
+from trellis_core.sampling.normalization import denormalize, normalize  # noqa: F401
 from trellis_core.sparse.tensor import SparseTensor
-
-
-def encode_picture(
-    encoder: nn.Module,
-    pictures: list[Image.Image],  # square RGB, object on black
-    image_size: int,  # pixels
-    runtime: Runtime,
-) -> Tensor:  # float32 [B, M, C]
-    """Picture tokens: all encoder tokens, layer-normed without affine parameters."""
-    tokens: Tensor = encoder(prepare_images(pictures, image_size).to(runtime.device))
-    return tokens
-
-
-def encode_prompt(
-    encoder: nn.Module,
-    ids: Sequence[int],  # M token ids of one prompt
-    runtime: Runtime,
-) -> Tensor:  # float32 [1, M, C]
-    """Text tokens: all of them, the end tokens that fill the prompt among them."""
-    tokens: Tensor = encoder(torch.tensor([list(ids)], device=runtime.device))
-    return tokens
-
-
-def sample_flow(
-    flow: FlowTransformer,
-    noise: State,
-    cond: Tensor | Sequence[Tensor],  # [B, M, C]; one for each of several pictures
-    settings: SamplerSettings,
-    runtime: Runtime,
-    stage: str,
-    *,
-    mode: str = multi_image.STOCHASTIC,  # how several pictures are combined
-    **inputs: SparseTensor,  # `concat_cond` of the texture flow
-) -> State:
-    """Integrate one flow from noise to a (normalised) latent, reporting every step.
-
-    Unconditional velocities, for guidance, see a context of zeros.
-    """
-    conds = [cond] if isinstance(cond, Tensor) else cond
-    contexts = [flow.precompute_context(c) for c in conds] if runtime.cache_condition else conds
-    runtime.report(stage, 0, settings.steps)
-    return multi_image.sample_flow(
-        flow,
-        noise,
-        contexts,
-        settings,
-        mode=mode,
-        on_step=lambda step, _: runtime.report(stage, step + 1, settings.steps),
-        **inputs,
-    )
-
-
-def sample_structure(
-    flow: FlowTransformer,
-    decoder: nn.Module,
-    cond: Tensor | Sequence[Tensor],
-    noise: Tensor,  # float32 [B, C, r, r, r]
-    settings: SamplerSettings,
-    resolution: int,  # R, token grid of the shape flow
-    runtime: Runtime,
-    mode: str = multi_image.STOCHASTIC,
-) -> Tensor:  # int32 [N, 4]  batch, x, y, z, sorted
-    """Sample the coarse occupancy and list the occupied cells."""
-    latent = sample_flow(flow, noise, cond, settings, runtime, "structure", mode=mode)
-    return occupied_cells(decoder(latent), resolution)
 
 
 def occupied_cells(
     logits: Tensor,  # [B, 1, D, D, D]  occupied where > 0
     resolution: int,
 ) -> Tensor:  # int32 [N, 4]
-    """Cells of a `resolution` grid that contain an occupied cell of the decoded grid."""
-    occupied = logits > 0
-    decoded = occupied.shape[-1]
-    if decoded != resolution:
-        if decoded % resolution:
-            raise InputError(
-                f"a structure grid of {resolution} cannot be taken from a decoded grid of {decoded}",
-                hint="choose another --pipeline",
-            )
-        ratio = decoded // resolution
-        occupied = F.max_pool3d(occupied.float(), ratio, ratio) > 0.5
-    coords = torch.argwhere(occupied)[:, [0, 2, 3, 4]].int()
+    """Cells of a `resolution` grid that contain an occupied cell of the decoded grid, at least one."""
+    coords = structure_vae.occupied_cells(logits, resolution)
     if len(coords) == 0:
         raise InputError(
             "the model found no object to make",
@@ -119,24 +40,6 @@ def occupied_cells(
             "--structure-guidance",
         )
     return coords
-
-
-def normalize(latent: SparseTensor, normalization: Normalization) -> SparseTensor:
-    """Raw latents -> the space the flows work in."""
-    mean, std = _vectors(normalization, latent.feats)
-    return latent.replace((latent.feats - mean) / std)
-
-
-def denormalize(latent: SparseTensor, normalization: Normalization) -> SparseTensor:
-    """Flow space -> raw latents, which the decoders expect."""
-    mean, std = _vectors(normalization, latent.feats)
-    return latent.replace(latent.feats * std + mean)
-
-
-def _vectors(normalization: Normalization, like: Tensor) -> tuple[Tensor, Tensor]:
-    mean = torch.tensor(normalization.mean, dtype=like.dtype, device=like.device)
-    std = torch.tensor(normalization.std, dtype=like.dtype, device=like.device)
-    return mean, std
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +54,27 @@ def cascade_tokens(
     coords: Tensor,  # int32 [V, 4]  voxels that the draft's decoder would create
     draft_resolution: int,  # voxel grid of `coords`
     resolution: int,  # requested voxel grid
-    max_tokens: int,
+    max_tokens: int | None,  # None: at any price
     factor: int = 16,  # f
 ) -> CascadeTokens:
-    """Quantise the draft's voxels to the token grid, lowering the resolution until few enough remain.
-
-    Steps of a quarter of the draft's grid down to twice the draft's grid, where the limit is no
-    longer enforced (released behaviour: 1536, 1408, 1280, 1152, 1024 for a draft of 512).
-    """
-    step, lowest = draft_resolution // 4, 2 * draft_resolution
+    """Quantise the draft's voxels to the token grid, lowering the resolution until few enough remain."""
+    grids = cascade_resolutions(draft_resolution, resolution)
     while True:
-        grid = resolution // factor
+        grid = grids[0] // factor
         xyz = ((coords[:, 1:].float() + 0.5) / draft_resolution * grid).int()
         tokens = torch.unique(torch.cat([coords[:, :1], xyz], dim=1), dim=0)
-        if len(tokens) < max_tokens or resolution - step < lowest:
-            return CascadeTokens(tokens, resolution)
-        resolution -= step
+        if max_tokens is None or len(tokens) < max_tokens or len(grids) == 1:
+            return CascadeTokens(tokens, grids[0])
+        grids = grids[1:]
+
+
+def cascade_resolutions(draft: int, resolution: int) -> Sequence[int]:
+    """Voxel grids to try after a draft, finest first. For the coarsest no limit of tokens is enforced.
+
+    Steps of a quarter of the draft's grid down to twice the draft's grid (released behaviour: 1536, 1408,
+    1280, 1152, 1024 for a draft of 512).
+    """
+    return (resolution, *range(resolution - draft // 4, 2 * draft - 1, -(draft // 4)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from trellis2.loading import find_checkpoints, load_network
-from trellis2.pipeline import ModelIdentity, Pipeline
+from trellis2.pipeline import Pipeline
 from trellis2.settings import read_settings
 from trellis2.stage_samples import StageSample
 from trellis2.tuning import Tuning
@@ -15,6 +15,7 @@ from trellis_core.io.images import read_picture
 from trellis_core.models.networks import Loader, Networks
 from trellis_core.runtime import Runtime
 from trellis_core.weights import hub
+from trellis_core.weights.bundle import ModelIdentity
 
 
 def sample_tuned(tuning: Tuning, model: Path, count: int, runtime: Runtime) -> list[StageSample]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trellis2.settings import RELEASED_TYPES, override, read_settings, sampler_settings
+from trellis2.settings import RELEASED_TYPES, read_settings, sampler_settings
 from trellis_core.errors import ModelError, UsageError
+from trellis_core.sampling.schedule import override
 
 RELEASED = Path(__file__).parents[2] / "configs" / "trellis2" / "trellis2-4b"
 

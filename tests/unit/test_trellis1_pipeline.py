@@ -22,7 +22,7 @@ from trellis.pipeline import LATENT, STRUCTURE_LATENT, Pipeline
 from trellis.representations import CubeLayout
 from trellis.results import Decoded
 from trellis.settings import read_settings
-from trellis.voxelize import normalized, occupied_by
+from trellis_core.geometry.occupancy import normalized, occupied_by
 from trellis_core.errors import Cancelled, InputError, ModelError, UsageError
 from trellis_core.geometry.asset import ExportSettings
 from trellis_core.geometry.fields import Gaussians

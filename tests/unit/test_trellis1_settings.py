@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from trellis.repair import repair_pipeline
-from trellis.settings import override, read_settings, sampler_settings
+from trellis.settings import read_settings, sampler_settings
 from trellis_core.errors import ModelError, UsageError
-from trellis_core.sampling.schedule import timesteps
+from trellis_core.sampling.schedule import override, timesteps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "trellis"
 MODELS = ("image-large", "text-base", "text-large", "text-xlarge")

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from trellis_core.errors import InputError
 
 OPAQUE = 204  # 0.8 * 255: alpha above this belongs to the object
 MASK_HINT = "give a picture with transparency around the object, or choose another `--background`"
+THUMBNAIL_SIDE = 128
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 BackgroundRemover = Callable[[Image.Image], Image.Image]
@@ -33,13 +36,21 @@ def preprocess_picture(
     """
     image = shrink(to_8bit(image), max_side)
     if not has_transparency(image):
-        rgb = image.convert("RGB")
-        mask = Image.new("L", rgb.size, 255) if remove_background is None else remove_background(rgb.copy())
-        if mask.size != rgb.size:
-            raise ValueError(f"the background mask is {mask.size}, the picture {rgb.size}")
-        image = rgb.convert("RGBA")
-        image.putalpha(mask.convert("L"))
+        image = cut_out(image.convert("RGB"), remove_background)
     return premultiply(image.crop(object_square(image)))
+
+
+def cut_out(
+    rgb: Image.Image,
+    remove_background: BackgroundRemover | None,  # None keeps the whole picture
+) -> Image.Image:
+    """RGBA: the picture with its object's mask as transparency."""
+    mask = Image.new("L", rgb.size, 255) if remove_background is None else remove_background(rgb.copy())
+    if mask.size != rgb.size:
+        raise ValueError(f"the background mask is {mask.size}, the picture {rgb.size}")
+    image = rgb.convert("RGBA")
+    image.putalpha(mask.convert("L"))
+    return image
 
 
 def to_8bit(image: Image.Image) -> Image.Image:
@@ -79,13 +90,13 @@ def shrink(image: Image.Image, max_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def object_square(image: Image.Image) -> tuple[int, int, int, int]:
+def object_square(
+    image: Image.Image,
+    margin: float = 1.0,  # side of the square in units of the object's
+) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the square around the opaque pixels; may reach beyond the picture."""
-    ys, xs = np.nonzero(np.asarray(image.getchannel("A")) > OPAQUE)
-    if len(xs) == 0:
-        raise InputError("there is no object in the picture: its mask is empty", hint=MASK_HINT)
-    x0, x1, y0, y1 = (int(v) for v in (xs.min(), xs.max(), ys.min(), ys.max()))
-    half = max(x1 - x0, y1 - y0) // 2  # the released box leaves out the last row and column
+    x0, y0, x1, y1 = object_box(image)
+    half = int(margin * max(x1 - x0, y1 - y0)) // 2  # the released box leaves out the last row and column
     if half < 1:
         raise InputError(
             f"the object in the picture is only {x1 - x0 + 1} x {y1 - y0 + 1} pixels", hint=MASK_HINT
@@ -94,7 +105,22 @@ def object_square(image: Image.Image) -> tuple[int, int, int, int]:
     return round(cx - half), round(cy - half), round(cx + half), round(cy + half)  # half to even
 
 
+def object_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """First and last column and row of the opaque pixels: left, top, right, bottom."""
+    ys, xs = np.nonzero(np.asarray(image.getchannel("A")) > OPAQUE)
+    if len(xs) == 0:
+        raise InputError("there is no object in the picture: its mask is empty", hint=MASK_HINT)
+    return int(xs.min()), int(ys.min()), int(xs.max()), int(ys.max())
+
+
 def premultiply(image: Image.Image) -> Image.Image:
     """RGB on black from RGBA: float32, truncated."""
     pixels = np.asarray(image).astype(np.float32) / 255
     return Image.fromarray((pixels[:, :, :3] * pixels[:, :, 3:] * 255).astype(np.uint8))
+
+
+def thumbnail(image: Image.Image) -> Tensor:
+    """uint8 [h, w, 3], longest side at most THUMBNAIL_SIDE."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return torch.from_numpy(np.array(small.convert("RGB")))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trellis_core.errors import ModelError
+from trellis_core.errors import InputError, ModelError
 from trellis_core.kernels.table import Kernels
 from trellis_core.nn.attention import REFERENCE
 from trellis_core.nn.blocks import convert_torso
@@ -29,6 +29,11 @@ class StructureVae(nn.Module):
     blocks: nn.ModuleList
     middle_block: nn.Sequential
     dtype: torch.dtype = torch.float32
+
+    @property
+    def factor(self) -> int:
+        """Voxels per cell of the latent along an axis."""
+        return int(2 ** sum(isinstance(block, Downsample3d | Upsample3d) for block in self.blocks))
 
     def set_torso_dtype(self, dtype: torch.dtype) -> None:
         """Convert the convolutions of the torso; norms, input and output layers stay float32."""
@@ -102,6 +107,45 @@ class SparseStructureDecoder(StructureVae):
         for block in self.blocks:
             h = block(h)
         return self.out_layer(h.float())  # type: ignore[no-any-return]
+
+
+def occupied_cells(
+    logits: Tensor,  # [B, 1, D, D, D]  occupied where > 0
+    resolution: int,  # R, a divisor of D
+) -> Tensor:  # int32 [N, 4]  batch, x, y, z, sorted
+    """Cells of a grid that contain an occupied cell of the decoded grid."""
+    occupied = logits > 0
+    decoded = occupied.shape[-1]
+    if decoded != resolution:
+        if decoded % resolution:
+            raise InputError(
+                f"a structure grid of {resolution} cannot be taken from a decoded grid of {decoded}",
+                hint="choose another --pipeline",
+            )
+        ratio = decoded // resolution
+        occupied = F.max_pool3d(occupied.float(), ratio, ratio) > 0.5
+    return torch.argwhere(occupied)[:, [0, 2, 3, 4]].int()
+
+
+def encode_cells(
+    encoder: SparseStructureEncoder,
+    coords: Tensor,  # int32 [N, 4]  batch, x, y, z
+    samples: int,  # B
+    resolution: int,  # R, grid of `coords`
+    latent_resolution: int,  # r
+) -> Tensor:  # float32 [B, C, r, r, r]
+    """The structure latent (posterior mean) of occupied cells; coarse cells fill all that they cover."""
+    size = latent_resolution * encoder.factor
+    if size % resolution:
+        raise InputError(
+            f"a structure grid of {resolution} does not fit the encoder's grid of {size}",
+            hint="choose another --pipeline",
+        )
+    dense = torch.zeros(samples, 1, *[resolution] * 3, device=coords.device)
+    batch, x, y, z = coords.long().unbind(1)
+    dense[batch, 0, x, y, z] = 1
+    mean, _ = encoder(F.interpolate(dense, scale_factor=size // resolution))
+    return mean  # type: ignore[no-any-return]
 
 
 class ResBlock3d(nn.Module):

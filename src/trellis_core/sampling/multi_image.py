@@ -29,6 +29,7 @@ def sample_flow(
     mode: str = STOCHASTIC,
     uncond: Any = None,  # None is the context of zeros
     on_step: OnStep | None = None,
+    integrate: Callable[..., Any] = sample_euler,  # (velocity, noise, times, on_step) -> state
     **inputs: Any,
 ) -> State:
     """`euler.sample_flow` with one condition per picture; with a single one it is the same computation.
@@ -42,7 +43,7 @@ def sample_flow(
     times = timesteps(settings.steps, settings.rescale_t)
     conditional = combine([model_velocity(model, cond, **inputs) for cond in conds], times)
     velocity = guided(conditional, model_velocity(model, uncond, **inputs), settings)
-    return sample_euler(velocity, noise, times, on_step)
+    return integrate(velocity, noise, times, on_step)  # type: ignore[no-any-return]
 
 
 def alternating(velocities: Sequence[Velocity], times: Sequence[float]) -> Velocity:
@@ -82,3 +83,15 @@ def mode_named(name: str) -> Callable[[Sequence[Velocity], Sequence[float]], Vel
 def pictures_used(mode: str, pictures: int, steps: int) -> int:
     """How many of the pictures a stage of so many steps looks at."""
     return min(pictures, steps) if mode == STOCHASTIC else pictures
+
+
+def unused_pictures(mode: str, count: int, samplers: Mapping[str, SamplerSettings]) -> str:
+    """What to say when a stage has fewer steps than there are pictures; empty when none has."""
+    short = [
+        f"{pictures_used(mode, count, sampler.steps)} in the {name} stage"
+        for name, sampler in samplers.items()
+        if pictures_used(mode, count, sampler.steps) < count
+    ]
+    if not short:
+        return ""
+    return f"of the {count} pictures only {', '.join(short)} are used; give more steps or fewer pictures"

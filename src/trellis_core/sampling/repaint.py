@@ -1,8 +1,8 @@
 """Sampling a part of something known: the rest stays what it is.
 
-RePaint (Lugmayr et al., 2022) for flows, as TRELLIS (Xiang et al., 2024) edits regions. The part to keep follows
-the straight path from its noise to its known values, the rest follows the model, which sees both. Going back
-in time and repeating a step lets the two agree.
+RePaint (Lugmayr et al., 2022) for flows, as TRELLIS (Xiang et al., 2024) edits regions. The part to keep
+follows the straight path from its noise to its known values, the rest follows the model, which sees both.
+Going back in time and repeating a step lets the two agree.
 Knows nothing about regions or networks.
 """
 

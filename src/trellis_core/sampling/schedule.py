@@ -7,11 +7,15 @@ Flow convention: x_t = (1 - t) * x_0 + (sigma + (1 - sigma) * t) * noise, so t=1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from trellis_core.errors import UsageError
+
+Overrides = Mapping[str, Any] | None  # entries of SamplerSettings; None keeps the model's value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,18 @@ class SamplerSettings:
             "two rising numbers between 0 and 1",
         )
         object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
+
+
+def override(settings: SamplerSettings, changes: Overrides) -> SamplerSettings:
+    """Replace single entries; entries that are None keep the model's value. `UsageError` for unknown ones."""
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    unknown = set(given) - set(SamplerSettings.__dataclass_fields__)
+    if unknown:
+        raise UsageError(
+            f"unknown sampler setting `{sorted(unknown)[0]}`",
+            hint=f"choose from: {', '.join(SamplerSettings.__dataclass_fields__)}",
+        )
+    return replace(settings, **given)
 
 
 def timesteps(steps: int, rescale_t: float = 1.0) -> list[float]:

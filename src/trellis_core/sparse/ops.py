@@ -82,6 +82,22 @@ def pad_samples(x: Ragged) -> tuple[Tensor, Tensor]:
     return dense.index_put((layout.sample_of_row, column), x.feats), mask
 
 
+def repeated(
+    voxels: Tensor,  # int32 [N, 3]
+    samples: int,  # B
+) -> Tensor:  # int32 [B * N, 4]
+    """The same voxels for every sample."""
+    batch = torch.arange(samples, dtype=torch.int32, device=voxels.device)
+    return torch.cat([batch.repeat_interleave(len(voxels))[:, None], voxels.repeat(samples, 1)], dim=1)
+
+
+def first_sample(
+    coords: Tensor,  # int32 [N, 4]
+) -> Tensor:  # int32 [M, 3]
+    """The voxels of sample 0."""
+    return coords[coords[:, 0] == 0, 1:]
+
+
 def map_rows(
     function: Callable[[Tensor], Tensor],
     feats: Tensor,  # [T, C]

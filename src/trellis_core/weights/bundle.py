@@ -21,6 +21,15 @@ from trellis_core.errors import InputError, OutputError
 FORMAT = "trellis-bundle"
 VERSION = 1
 THUMBNAIL = "thumbnail"  # uint8 [h, w, 3]
+ORIGIN = ("model", "condition", "pipeline_type", "resolution", "seed", "samplers", "edit", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which weights made a result."""
+
+    name: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,16 @@ class Bundle:
     @property
     def thumbnail(self) -> Tensor | None:  # uint8 [h, w, 3]
         return self.tensors.get(THUMBNAIL)
+
+    def require_model(self, identity: ModelIdentity) -> None:
+        """Raises `InputError` when another model made the bundle."""
+        made_by = self.info.get("model", {})
+        if made_by.get("fingerprint") != identity.fingerprint:
+            name = made_by.get("name")
+            raise InputError(
+                f"the bundle was made by the model `{name or 'unknown'}`, not by `{identity.name}`",
+                hint=f"pass `--model {name or 'NAME'}`",
+            )
 
     def save(self, path: Path | str) -> Path:
         """Write the bundle, whole or not at all. Raises `OutputError`."""
@@ -76,6 +95,11 @@ class Bundle:
             raise InputError(
                 f"`{path}` is damaged or no bundle: {error}", hint="sample again with `--save-bundle`"
             ) from error
+
+
+def provenance(bundle: Bundle) -> dict[str, Any]:
+    """What a finished file says about its origin."""
+    return {"generator": "trellis", **{name: bundle.info[name] for name in ORIGIN if name in bundle.info}}
 
 
 def write_whole(path: Path, data: bytes) -> None:

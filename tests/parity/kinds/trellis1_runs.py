@@ -13,10 +13,11 @@ from tests.parity.case import Case, Check, Kind
 from tests.parity.kinds.trellis1_layers import compare_strictly, named, sparse_input
 from tests.parity.kinds.trellis1_models import build
 from trellis import stages
-from trellis.condition import MAX_SIDE, crop_object, object_box
+from trellis.condition import MAX_SIDE, crop_object
 from trellis.settings import Normalization, sampler_settings
-from trellis.voxelize import normalized, occupied_by
+from trellis_core.geometry.occupancy import normalized, occupied_by
 from trellis_core.geometry.types import Mesh
+from trellis_core.image.preprocess import object_box
 from trellis_core.runtime import Runtime
 from trellis_core.sampling.euler import model_velocity, sample_euler
 from trellis_core.sampling.guidance import clean_estimate, guided
