@@ -39,6 +39,7 @@ from trellis_core.geometry.fields import (
 from trellis_core.geometry.types import Mesh
 from trellis_core.io.fields import GAUSSIAN_WRITERS, read_field, save_field
 from trellis_core.io.gaussian_ply import COLUMNS
+from trellis_core.io.video import write_film
 from trellis_core.kernels.table import Kernels, resolve_kernels
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.render.bake_views import (
@@ -49,7 +50,8 @@ from trellis_core.render.bake_views import (
 )
 from trellis_core.render.field_image import depth_normals
 from trellis_core.render.gaussian import project_gaussians, render_gaussians
-from trellis_core.render.subject import draw_subject, framed_subject, subject_sheet, write_subject_turntable
+from trellis_core.render.subject import Look, draw_subject
+from trellis_core.render.turntable import contact_sheet, framed_cameras, turntable
 from trellis_core.runtime import Runtime
 
 RUNTIME = Runtime(kernels=resolve_kernels(DeviceInfo(kind="cpu")))
@@ -253,8 +255,8 @@ def test_normals_of_a_drawn_ball_point_outward():
 
 @pytest.mark.parametrize("channel", ["color", "depth", "normal"])
 def test_pictures_show_the_whole_object_on_a_transparent_background(channel):
-    camera = framed_subject(ball(4000), [(FRONT, 0.2)])[0]
-    picture = draw_subject(ball(4000), camera, 64, RUNTIME, channel)
+    camera = framed_cameras(ball(4000), [(FRONT, 0.2)])[0]
+    picture = draw_subject(ball(4000), camera, 64, RUNTIME, Look(mode=channel))
     assert picture.shape == (64, 64, 4) and picture.dtype == torch.uint8
     assert picture[32, 32, 3] > 150
     border = torch.cat([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
@@ -262,17 +264,19 @@ def test_pictures_show_the_whole_object_on_a_transparent_background(channel):
 
 
 def test_a_turntable_and_a_sheet_are_written(tmp_path):
-    path = write_subject_turntable(ball(2000), tmp_path / "turn.webp", RUNTIME, frames=3, size=32)
+    frames = turntable(ball(2000), RUNTIME, frames=3, size=32)
+    path = write_film(frames, tmp_path / "turn.webp", fps=12)
     with Image.open(path) as animation:
         assert animation.n_frames == 3 and animation.size == (32, 32)
-    sheet = subject_sheet(ball(2000), RUNTIME, views=2, size=24, channels=("color", "normal"))
+    looks = (Look(mode="color"), Look(mode="normal"))
+    sheet = contact_sheet(ball(2000), RUNTIME, views=2, size=24, looks=looks)
     assert sheet.shape == (48, 48, 3)
 
 
 def test_nothing_to_draw_is_said():
     gone = replace(cloud(), opacities=torch.zeros(50, 1))
     with pytest.raises(InputError, match="nothing to draw"):
-        framed_subject(gone, [(0, 0)])
+        framed_cameras(gone, [(0, 0)])
 
 
 # ---------------------------------------------------------------- textures

@@ -22,7 +22,8 @@ from trellis_core.kernels.table import resolve_kernels
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.render.bake_views import ViewBakeSettings, bake_views
 from trellis_core.render.radiance import camera_rays, march_rays, render_radiance
-from trellis_core.render.subject import draw_subject, framed_subject, view_subject
+from trellis_core.render.subject import Look, draw_subject, view_subject, view_voxels
+from trellis_core.render.turntable import framed_cameras
 from trellis_core.runtime import Runtime
 
 RUNTIME = Runtime(kernels=resolve_kernels(DeviceInfo(kind="cpu")))
@@ -54,7 +55,8 @@ def field_of(voxels: PBRVoxels, density: float = 2000.0, ranks: int = 2, samples
 
 def test_a_dense_field_looks_like_its_voxels():
     voxels = shell()
-    ours, theirs = (view_subject(x, CAMERA, 64, RUNTIME)[0] for x in (field_of(voxels), voxels))
+    ours, _ = view_subject(field_of(voxels), CAMERA, 64, RUNTIME)
+    theirs, _ = view_voxels(voxels, voxels.attrs[:, :3], CAMERA, 64, RUNTIME, 1)
     assert ((ours.alpha > 0.5) == (theirs.alpha > 0.5)).float().mean() > 0.99
     both = (ours.alpha > 0.9) & (theirs.alpha > 0.9)
     assert (ours.color - theirs.color).abs().mean(2)[both].median() < 0.02
@@ -127,8 +129,8 @@ def test_all_numbers_can_be_learnt_from_a_picture():
 def test_fields_and_voxels_are_drawn_in_every_channel(channel):
     voxels = shell(8)
     for subject in (field_of(voxels), voxels):
-        camera = framed_subject(subject, [(FRONT, 0.3)])[0]
-        picture = draw_subject(subject, camera, 32, RUNTIME, channel)
+        camera = framed_cameras(subject, [(FRONT, 0.3)])[0]
+        picture = draw_subject(subject, camera, 32, RUNTIME, Look(mode=channel))
         assert picture[16, 16, 3] == 255
         assert (torch.cat([picture[0], picture[:, 0]]) == 0).all()
 

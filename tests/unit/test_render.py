@@ -20,27 +20,22 @@ from torch import Tensor
 from trellis_core.errors import Cancelled
 from trellis_core.geometry.camera import FRONT, orbit_camera
 from trellis_core.geometry.types import Asset, Material, Mesh, QualityReport
+from trellis_core.io.video import write_film
 from trellis_core.kernels.table import Kernels, resolve_kernels
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.render.mesh import render_mesh
-from trellis_core.render.pbr import (
-    RenderSettings,
-    linear_to_srgb,
-    render_pbr,
-    sample_texture,
-    srgb_to_linear,
-    tone_map,
-)
+from trellis_core.render.pbr import RenderSettings, render_pbr, tone_map
 from trellis_core.render.sheet import picture_sheet
 from trellis_core.render.studio import Studio
-from trellis_core.render.turntable import contact_sheet, framed_cameras, write_turntable
+from trellis_core.render.surface import linear_to_srgb, sample_texture, srgb_to_linear
+from trellis_core.render.turntable import contact_sheet, framed_cameras, turntable
 from trellis_core.render.voxel import render_voxels
 from trellis_core.runtime import Runtime, Step
 
 RUNTIME = Runtime(kernels=resolve_kernels(DeviceInfo(kind="cpu")))
 CAMERA = orbit_camera(FRONT + 0.4, 0.3)
 EVEN_LIGHT = RenderSettings(
-    studio=Studio(boxes=(), sky=(0.5,) * 3, horizon=(0.5,) * 3, ground=(0.5,) * 3, exposure=1)
+    light=Studio(boxes=(), sky=(0.5,) * 3, horizon=(0.5,) * 3, ground=(0.5,) * 3, exposure=1)
 )
 
 
@@ -300,9 +295,8 @@ def test_framed_cameras_show_the_whole_mesh_and_little_else(size, offset):
 
 def test_a_turntable_is_an_endless_animation_of_all_frames(tmp_path):
     steps: list[Step] = []
-    path = write_turntable(
-        asset_of(ball()), tmp_path / "a.webp", RUNTIME.reporting(steps.append), frames=5, size=24
-    )
+    frames = turntable(asset_of(ball()), RUNTIME.reporting(steps.append), frames=5, size=24)
+    path = write_film(frames, tmp_path / "a.webp", fps=10)
     film = Image.open(path)
     assert film.n_frames == 5
     assert film.info["loop"] == 0
@@ -315,7 +309,8 @@ def test_a_cancelled_turntable_leaves_no_file(tmp_path):
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):
-        write_turntable(asset_of(ball()), tmp_path / "a.webp", RUNTIME.reporting(stop), frames=5, size=24)
+        frames = turntable(asset_of(ball()), RUNTIME.reporting(stop), frames=5, size=24)
+        write_film(frames, tmp_path / "a.webp", fps=10)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -31,7 +31,7 @@ from trellis_core.render.field_image import FieldImage
 from trellis_core.render.gaussian import render_gaussians
 from trellis_core.render.mesh import render_mesh
 from trellis_core.render.radiance import render_radiance
-from trellis_core.render.turntable import framed_cameras
+from trellis_core.render.views import cameras_around
 from trellis_core.runtime import Runtime
 from trellis_core.sparse.order import key_coords, linear_keys
 
@@ -151,7 +151,7 @@ def bake_views(
     weights = torch.zeros(len(texels.index), BEST, device=runtime.device)
     colors = torch.zeros(len(texels.index), BEST, 3, dtype=torch.uint8, device=runtime.device)
     directions = [hammersley_view(number, settings.views) for number in range(settings.views)]
-    for number, camera in enumerate(framed_cameras(mesh, directions)):
+    for number, camera in enumerate(cameras_around(mesh.vertices, directions)):
         runtime.report("bake", number, settings.views)
         texel, weight, color = look(
             mesh, appearance, texels, normals, camera, size, settings.tolerance, runtime

@@ -9,11 +9,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trellis_core.geometry.camera import Camera
+
 Color = tuple[float, float, float]
+
+
+class Light(Protocol):
+    """What lights an object from all sides. Directions are in the light's own frame."""
+
+    def frame(self, camera: Camera) -> Tensor:
+        """Rotation float64 [3, 3] from world space to the frame of the light."""
+
+    def reflected(self, direction: Tensor, roughness: Tensor) -> Tensor:
+        """Radiance float32 [P, 3] around unit directions [P, 3], blurred by roughness [P, 1]."""
+
+    def diffuse(self, normal: Tensor) -> Tensor:
+        """Light float32 [P, 3] that white matt surfaces with normals [P, 3] send back: irradiance / pi."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +52,13 @@ class Studio:
     horizon: Color = (0.34, 0.35, 0.37)
     ground: Color = (0.14, 0.13, 0.12)
     exposure: float = 0.7
+
+    def frame(self, camera: Camera) -> Tensor:  # float64 [3, 3]
+        """Rows: the camera's right (level), away from it (level), up."""
+        right = camera.extrinsics[0, :3]
+        up = torch.tensor([0, 0, 1], dtype=right.dtype)
+        away = torch.nn.functional.normalize(torch.linalg.cross(up, right), dim=0)
+        return torch.stack([torch.linalg.cross(away, up), away, up])
 
     def reflected(
         self,

@@ -1,109 +1,94 @@
-"""Several views of an asset: contact sheets and turning animations."""
+"""Several views of a subject: contact sheets, and the frames of a film that turns around it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from trellis_core.geometry.camera import FRONT, Camera, orbit_camera, snapshot_views
-from trellis_core.geometry.types import Asset, Mesh
-from trellis_core.io.images import write_image
-from trellis_core.render.pbr import STANDARD, RenderSettings, render_pbr
+from trellis_core.geometry.camera import FRONT, Camera
+from trellis_core.geometry.types import Asset
+from trellis_core.render.subject import (
+    Look,
+    Subject,
+    as_subject,
+    before_backdrop,
+    draw_subject,
+    on_device,
+    outline,
+)
+from trellis_core.render.views import PITCH, around, cameras_around
 from trellis_core.runtime import Runtime
 
-FOV = math.radians(30)
-PITCH = math.radians(20)
-MARGIN = 1.05  # empty space around the object
-BACKDROP = (0.93, 0.93, 0.94), (0.78, 0.79, 0.81)  # sRGB at the top and at the bottom
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One picture to be drawn."""
+
+    subject: Subject
+    camera: Camera
+    look: Look
 
 
 def contact_sheet(
-    asset: Asset,
+    subject: Subject | Asset,
     runtime: Runtime,
     *,
     views: int = 4,
     size: int = 512,
-    settings: RenderSettings = STANDARD,
-) -> Tensor:  # uint8 [rows * size, columns * size, 3]
-    """`views` pictures around the asset, from the front on, in one or two rows before a gray backdrop."""
-    cameras = framed_cameras(asset.mesh, snapshot_views(views, FRONT, PITCH))
-    return arrange(render_views(asset, cameras, size, runtime, settings))
+    looks: Sequence[Look] = (),
+    pitch: float = PITCH,
+) -> Tensor:  # uint8 [rows * size, columns * size, 3 or 4]
+    """`views` pictures around a subject, from the front on; one block of them per look."""
+    subject = on_device(as_subject(subject), runtime.device)
+    cameras = framed_cameras(subject, around(views, pitch=pitch))
+    shots = [Shot(subject, camera, look) for look in looks or (Look(),) for camera in cameras]
+    return arrange(list(draw_shots(shots, size, runtime)), views)
 
 
-def arrange(pictures: Sequence[Tensor]) -> Tensor:  # uint8 [H, W, 3] each -> one picture
-    """Up to four pictures in a row, more in two rows."""
-    columns = len(pictures) if len(pictures) <= 4 else math.ceil(len(pictures) / 2)
-    blank = [torch.full_like(pictures[0], 255)] * (-len(pictures) % columns)
-    cells = [*pictures, *blank]
-    return torch.cat([torch.cat(cells[i : i + columns], 1) for i in range(0, len(cells), columns)])
-
-
-def write_turntable(
-    asset: Asset,
-    path: str | Path,
+def turntable(
+    subject: Subject | Asset,
     runtime: Runtime,
     *,
-    frames: int = 48,
+    frames: int = 60,
     size: int = 512,
-    seconds: float = 4.0,
-    settings: RenderSettings = STANDARD,
-) -> Path:
-    """One turn around the asset as an animated WebP that repeats for ever."""
-    cameras = framed_cameras(asset.mesh, snapshot_views(frames, FRONT, PITCH))
-    return write_animation(render_views(asset, cameras, size, runtime, settings), path, seconds)
+    look: Look | None = None,
+    pitch: float = PITCH,
+) -> Iterator[Tensor]:  # uint8 [size, size, 3 or 4] each
+    """One turn around a subject, from the front on; the frame after the last one is the first one."""
+    subject = on_device(as_subject(subject), runtime.device)
+    cameras = framed_cameras(subject, around(frames, start=FRONT, pitch=pitch))
+    return draw_shots([Shot(subject, camera, look or Look()) for camera in cameras], size, runtime)
 
 
-def write_animation(
-    pictures: Sequence[Tensor],  # uint8 [H, W, 3] each
-    path: str | Path,
-    seconds: float,
-) -> Path:
-    """An animated WebP that repeats for ever."""
-    first, *others = (Image.fromarray(picture.cpu().numpy()) for picture in pictures)
-    duration = round(1000 * seconds / len(pictures))
-    return write_image(
-        path, first, format="WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=85
-    )
+def draw_shots(
+    shots: Sequence[Shot], size: int, runtime: Runtime
+) -> Iterator[Tensor]:  # uint8 [size, size, 3], or [size, size, 4] without a backdrop; on the CPU
+    """Draw one picture after the other, reporting progress as stage `render`."""
+    for number, shot in enumerate(shots):
+        runtime.report("render", number, len(shots))
+        picture = draw_subject(shot.subject, shot.camera, size, runtime, shot.look)
+        yield before_backdrop(picture.cpu(), shot.look.backdrop)
+    runtime.report("render", len(shots), len(shots))
 
 
-def render_views(
-    asset: Asset,
-    cameras: Sequence[Camera],
-    size: int,
-    runtime: Runtime,
-    settings: RenderSettings,
-) -> list[Tensor]:  # uint8 [size, size, 3] each
-    """Draw every view before the backdrop, reporting progress as stage `render`."""
-    pictures = []
-    for number, camera in enumerate(cameras):
-        runtime.report("render", number, len(cameras))
-        pictures.append(before_backdrop(render_pbr(asset, camera, size, runtime, settings)))
-    runtime.report("render", len(cameras), len(cameras))
-    return pictures
+def framed_cameras(subject: Subject, views: Sequence[tuple[float, float]]) -> list[Camera]:
+    """Cameras for (yaw, pitch) pairs, at one distance from which all of the subject is in the picture."""
+    return cameras_around(outline(subject), views)
 
 
-def framed_cameras(mesh: Mesh, views: Sequence[tuple[float, float]]) -> list[Camera]:
-    """Cameras for (yaw, pitch) pairs, at one distance from which the whole mesh is in the picture."""
-    return cameras_around(mesh.vertices, views)
-
-
-def cameras_around(points: Tensor, views: Sequence[tuple[float, float]]) -> list[Camera]:
-    """Cameras for (yaw, pitch) pairs, at one distance from which all points [N, 3] are in the picture."""
-    points = points.double().cpu()
-    center = (points.amin(0) + points.amax(0)) / 2
-    reach = (points - center).norm(dim=1).max().item()
-    radius = max(reach, 1e-3) * MARGIN / math.sin(FOV / 2)
-    x, y, z = center.tolist()
-    return [orbit_camera(yaw, pitch, radius=radius, fov=FOV, target=(x, y, z)) for yaw, pitch in views]
-
-
-def before_backdrop(picture: Tensor) -> Tensor:  # uint8 [H, W, 4] -> [H, W, 3]
-    top, bottom = (torch.tensor(c, device=picture.device) * 255 for c in BACKDROP)
-    share = torch.linspace(0, 1, len(picture), device=picture.device)[:, None, None]
-    alpha = picture[..., 3:] / 255
-    return torch.lerp(torch.lerp(top, bottom, share), picture[..., :3].float(), alpha).round().to(torch.uint8)
+def arrange(
+    pictures: Sequence[Tensor],  # uint8 [H, W, C] each
+    block: int,  # so many belong together
+) -> Tensor:  # uint8 [rows * H, columns * W, C]
+    """Blocks one below the other: up to four pictures in a row, more in two rows."""
+    columns = block if block <= 4 else math.ceil(block / 2)
+    blank = [torch.full_like(pictures[0], 255)] * (-block % columns)
+    rows = []
+    for start in range(0, len(pictures), block):
+        cells = [*pictures[start : start + block], *blank]
+        rows += [torch.cat(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+    return torch.cat(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.benchmarks.quality.measures import POINTS, Surface, spread
 from trellis_core.geometry.types import Asset
-from trellis_core.render.pbr import sample_texture
+from trellis_core.render.surface import sample_texture
 
 
 def sample_asset(asset: Asset, count: int = POINTS) -> Surface:

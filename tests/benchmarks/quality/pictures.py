@@ -12,7 +12,8 @@ from torch import Tensor
 from trellis_core.geometry.camera import FRONT, Camera
 from trellis_core.geometry.types import VoxelMesh
 from trellis_core.render.mesh import interpolate, render_mesh
-from trellis_core.render.pbr import STANDARD, Surface, average_blocks, shade, to_srgb8, tone_map
+from trellis_core.render.pbr import STANDARD, average_blocks, shade, to_srgb8, tone_map
+from trellis_core.render.surface import Surface
 from trellis_core.render.turntable import framed_cameras
 from trellis_core.runtime import Runtime
 
@@ -32,7 +33,7 @@ def draw(
         corners = shape.mesh.faces.to(face.device)[face].long()
         attrs = interpolate(shape.voxels.attrs.to(face.device)[corners], buffers.barycentric[buffers.mask])
         surface = material(attrs.clamp(0, 1))
-        shaded = tone_map(shade(surface, buffers, camera, STANDARD.studio))
+        shaded = tone_map(shade(surface, buffers, camera, STANDARD.light))
         color[buffers.mask] = torch.cat([shaded, torch.ones_like(surface.alpha)], dim=1)
     return to_srgb8(average_blocks(color, STANDARD.supersampling)).cpu().numpy()
 
@@ -46,4 +47,4 @@ def material(attrs: Tensor) -> Surface:  # float32 [P, 6]
 
 def cameras_around(shape: VoxelMesh, *yaws: float, pitch: float = 20.0) -> list[Camera]:
     """Cameras that see the whole shape; yaw 0 (degrees) looks at the front."""
-    return framed_cameras(shape.mesh, [(FRONT - math.radians(yaw), math.radians(pitch)) for yaw in yaws])
+    return framed_cameras(shape, [(FRONT - math.radians(yaw), math.radians(pitch)) for yaw in yaws])

@@ -1,0 +1,155 @@
+"""What a mesh is made of at the points a camera sees: textures, several materials, or material voxels.
+
+Knows nothing about light. Letters: P points, F faces, S texture side, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trellis_core.geometry.sample import sample_voxels
+from trellis_core.geometry.types import (
+    ALPHA,
+    BASE_COLOR,
+    METALLIC,
+    ROUGHNESS,
+    Asset,
+    Material,
+    Mesh,
+    PBRVoxels,
+    VoxelMesh,
+)
+from trellis_core.render.mesh import MeshBuffers, interpolate
+
+ROUNDING = 1e-4  # by which texture coordinates may miss [0, 1] without meaning the other side of the texture
+GREY = 0.5  # sRGB-coded, where voxels say nothing
+SEE_THROUGH = 0.9  # alpha below which a voxel counts as transparent
+FEW = 0.02  # share of transparent voxels up to which all of them are taken for opaque
+
+
+@dataclass(frozen=True, slots=True)
+class PaintedMesh:
+    """A mesh with several materials, as files have them."""
+
+    mesh: Mesh  # with uvs, which may leave [0, 1]: textures repeat
+    materials: tuple[Material, ...]
+    owner: Tensor  # int64 [F]  material of each face
+
+    def to(self, device: torch.device | str) -> PaintedMesh:
+        materials = tuple(
+            replace(m, base_color=m.base_color.to(device), metallic_roughness=m.metallic_roughness.to(device))
+            for m in self.materials
+        )
+        return PaintedMesh(self.mesh.to(device), materials, self.owner.to(device))
+
+    @classmethod
+    def of(cls, asset: Asset) -> PaintedMesh:
+        owner = torch.zeros(len(asset.mesh.faces), dtype=torch.int64, device=asset.mesh.faces.device)
+        return cls(asset.mesh, (asset.material,), owner)
+
+
+Painted = PaintedMesh | VoxelMesh  # a mesh that knows its material
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Material at shaded points; colors linear."""
+
+    base_color: Tensor  # float32 [P, 3]
+    metallic: Tensor  # float32 [P, 1]
+    roughness: Tensor  # float32 [P, 1]
+    alpha: Tensor  # float32 [P, 1]
+
+
+def is_opaque(painted: Painted) -> bool:
+    if isinstance(painted, PaintedMesh):
+        return all(material.alpha_mode == "OPAQUE" for material in painted.materials)
+    alpha = painted.voxels.attrs[:, ALPHA]
+    return not len(alpha) or float((alpha < SEE_THROUGH).float().mean()) <= FEW
+
+
+def sample_surface(painted: Painted, buffers: MeshBuffers, opaque: bool) -> Surface:
+    """Look the material up at every pixel that shows the mesh."""
+    if isinstance(painted, VoxelMesh):
+        return sample_material_voxels(painted.voxels, buffers.position[buffers.mask], opaque)
+    mesh = painted.mesh
+    if mesh.uvs is None:
+        raise ValueError("the mesh has no texture coordinates")
+    face = buffers.face[buffers.mask].long()
+    corners = mesh.faces.to(face.device)[face].long()
+    uv = interpolate(mesh.uvs.to(face.device)[corners], buffers.barycentric[buffers.mask])
+    if len(painted.materials) == 1:
+        return sample_material(painted.materials[0], uv)
+    owner = painted.owner.to(face.device)[face]
+    rows = torch.zeros(len(face), 6, device=face.device)
+    for number in owner.unique().tolist():
+        mine = torch.nonzero(owner == number)[:, 0]
+        part = sample_material(painted.materials[number], uv[mine])
+        rows[mine] = torch.cat([part.base_color, part.metallic, part.roughness, part.alpha], 1)
+    return Surface(rows[:, :3], rows[:, 3:4], rows[:, 4:5], rows[:, 5:])
+
+
+def sample_material(material: Material, uv: Tensor) -> Surface:  # float32 [P, 2]
+    outside = (uv < -ROUNDING) | (uv > 1 + ROUNDING)
+    uv = torch.where(outside, uv - uv.floor(), uv)  # textures repeat
+    base = sample_texture(material.base_color.to(uv.device), uv, color_channels=3)
+    other = sample_texture(material.metallic_roughness.to(uv.device), uv, color_channels=0)
+    return Surface(base[:, :3], other[:, 2:3], other[:, 1:2], opacity(base[:, 3:], material))
+
+
+def sample_material_voxels(voxels: PBRVoxels, position: Tensor, opaque: bool) -> Surface:  # float32 [P, 3]
+    places = (position + 0.5) * voxels.resolution
+    coords, attrs = voxels.coords.to(places.device), voxels.attrs.to(places.device)
+    values, support = sample_voxels(places, coords, attrs, voxels.resolution)
+    values = values.clamp(0, 1)
+    known = support[:, None] > 0
+    color = srgb_to_linear(torch.where(known, values[:, BASE_COLOR], GREY))
+    alpha = torch.where(known, values[:, ALPHA], 1.0)
+    rough = torch.where(known, values[:, ROUGHNESS], 1.0)
+    return Surface(color, values[:, METALLIC], rough, torch.ones_like(alpha) if opaque else alpha)
+
+
+def opacity(alpha: Tensor, material: Material) -> Tensor:
+    if material.alpha_mode == "OPAQUE":
+        return torch.ones_like(alpha)
+    if material.alpha_mode == "MASK":
+        return (alpha >= material.alpha_cutoff).float()
+    return alpha
+
+
+def sample_texture(
+    texture: Tensor,  # uint8 [S, S, C]
+    uv: Tensor,  # float32 [P, 2]  origin top left
+    color_channels: int,  # so many leading channels are decoded from sRGB before they are mixed
+) -> Tensor:  # float32 [P, C]  in [0, 1]
+    """Bilinear lookup, clamped at the border."""
+    height, width, channels = texture.shape
+    decoded = srgb_to_linear(torch.arange(256, device=texture.device) / 255)
+    texels = texture.reshape(-1, channels)
+    limit = uv.new_tensor([width - 1, height - 1])
+    at = torch.minimum(uv * (limit + 1) - 0.5, limit).clamp(min=0)
+    corner = at.floor()
+    weight = at - corner
+    x0, y0 = corner.long().unbind(1)
+    x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
+
+    def texel(x: Tensor, y: Tensor) -> Tensor:
+        raw = texels.index_select(0, y * width + x)
+        color, other = raw[:, :color_channels], raw[:, color_channels:]
+        return torch.cat([decoded[color.int()], other / 255], 1)
+
+    wx, wy = weight[:, :1], weight[:, 1:]
+    top = torch.lerp(texel(x0, y0), texel(x1, y0), wx)
+    return torch.lerp(top, torch.lerp(texel(x0, y1), texel(x1, y1), wx), wy)
+
+
+def srgb_to_linear(value: Tensor) -> Tensor:
+    """IEC 61966-2-1, exact."""
+    return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(value: Tensor) -> Tensor:
+    return torch.where(value <= 0.0031308, value * 12.92, 1.055 * value.clamp(min=1e-8) ** (1 / 2.4) - 0.055)
