@@ -74,6 +74,8 @@ class Stages:
         self.step(f"{step.stage} {step.step + 1}" if step.step < step.steps else "")
 
     def step(self, name: str) -> None:
+        if name == self.name:
+            return
         self.stop()
         self.start(name)
 

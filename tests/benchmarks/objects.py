@@ -1,8 +1,8 @@
 """Synthetic objects of known shape on voxel grids of any size, as the decoders would hand them over.
 
 An object is a list of parts. A part is a signed distance, and for open sheets the region in which its zero
-set exists. The surface is dual-contoured part by part: the vertex of a cell is the mean of its edge crossings,
-and quads are wound towards the negative axis, whatever the surface does. Letters: N points or cells.
+set exists. The surface is dual-contoured part by part: the vertex of a cell is the mean of its crossings, and
+quads are wound towards the negative axis, whatever the surface does. Letters: N points or cells.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from trellis_core.geometry.cleanup import (
     straighten_slivers,
     weld_vertices,
 )
+from trellis_core.geometry.cluster import cluster_vertices
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.normals import crease_normals, vertex_normals
 from trellis_core.geometry.orientation import (
@@ -38,6 +40,7 @@ from trellis_core.runtime import Runtime
 
 AlphaMode = Literal["opaque", "mask", "blend", "auto"]
 
+LARGEST_CLUSTER = 3  # cells of 2 ** 3 voxels
 WELD = 1e-3  # voxels
 FLAP_AREA = 4.0  # voxel faces
 STRAY_AREA = 1e-4  # of the largest piece
@@ -102,7 +105,7 @@ def build_asset(
     voxel = 1.0 / voxels.resolution
     raw = Mesh(shape.mesh.vertices.float().cpu(), shape.mesh.faces.cpu())
 
-    runtime.report("clean", 0, 3)
+    runtime.report("clean", 0, 4)
     original, around, unclear = clean(raw, voxels, settings, runtime)
     mesh = reduce_faces(original, settings, voxel, runtime)
     mesh, _ = orient_outward(mesh, around)
@@ -205,19 +208,26 @@ def clean(
 ) -> tuple[Mesh, Surroundings, float]:
     """Repair the raw surface: outward-facing and manifold; also its surroundings and the unclear share."""
     voxel = 1.0 / voxels.resolution
-    mesh = remove_broken_faces(weld_vertices(keep_finite(mesh), WELD * voxel))
+    mesh = keep_finite(mesh)
+    opaque = voxels.attrs[:, ALPHA].squeeze(1) >= SEE_THROUGH
+    around = flood_surroundings(mesh, voxels.coords[opaque], voxels.resolution)
+    runtime.report("clean", 1, 4)
+
+    levels = cluster_levels(len(mesh.faces), settings.faces)
+    if levels:
+        mesh = cluster_vertices(
+            mesh, voxel, levels, on_step=lambda step, steps: runtime.report("clean", 1, 4)
+        )
+    runtime.report("clean", 2, 4)
+    mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
     mesh = remove_flaps(mesh, FLAP_AREA * voxel**2)
     if not settings.keep_small_parts:
         mesh = remove_small_components(mesh, STRAY_AREA, STRAY_EXTENT * voxel)
     if len(mesh.faces) == 0:
         raise InputError("nothing is left of the decoded shape after cleaning", hint="try another seed")
-    runtime.report("clean", 1, 3)
-
-    opaque = voxels.attrs[:, ALPHA].squeeze(1) >= SEE_THROUGH
-    around = flood_surroundings(mesh, voxels.coords[opaque], voxels.resolution)
     if not settings.keep_interior:
         mesh = remove_enclosed(mesh, around)
-    runtime.report("clean", 2, 3)
+    runtime.report("clean", 3, 4)
 
     # Closing holes joins patches, which settles the winding of more neighbours, which closes more holes.
     for _ in range(2):
@@ -234,8 +244,13 @@ def clean(
 
         mesh = remesh_watertight(mesh, voxels.resolution, runtime.kernels)
     mesh, unclear = orient_outward(mesh, around)
-    runtime.report("clean", 3, 3)
+    runtime.report("clean", 4, 4)
     return mesh, around, unclear
+
+
+def cluster_levels(faces: int, target: int) -> int:
+    """Each level leaves a quarter of the faces where the surface is smooth; the target must stay in reach."""
+    return min(LARGEST_CLUSTER, int(math.log(max(faces / target, 1), 4)))
 
 
 def keep_finite(mesh: Mesh) -> Mesh:
