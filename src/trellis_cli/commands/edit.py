@@ -104,7 +104,7 @@ def edit(
     wish = Wish.read(words, prompt, image)
     wanted = read_regions(region or (), mask_view or ())
     files.check_input(bundle, "bundle", files.BUNDLES)
-    order = order_of(run, files.beside(bundle, "-edited.glb"))
+    order = order_of(run, files.beside(bundle, f"-edited{files.BUNDLES[0]}"))
     sheets, order = order.previews, replace(order, previews=())
     with console.working() as progress:
         progress.begin("start")
@@ -120,6 +120,7 @@ def edit(
         def sample(engine: Any, arguments: Mapping[str, Any]) -> Bundle:
             own = {k: v for k, v in arguments.items() if k not in ("num_samples", "pipeline_type")}
             edited: Bundle = engine.edit(saved, regions, preserve_texture=preserve_texture, **own)
+            progress.close()
             report(console, wanted, edited.info["edit"])
             if sheets:
                 draw(
@@ -172,9 +173,13 @@ def draw(
 ) -> None:
     """One picture per sample: before, region, after."""
     from trellis_cli.before_after import draw_before_after
+    from trellis_core.geometry.types import Mesh
+
+    def parts(shape: Any) -> tuple[Mesh, Any]:
+        return Mesh(shape.mesh.vertices.float(), shape.mesh.faces), shape.voxels
 
     for old, new, path in zip(before, after, files.numbered(sheets[0], len(before)), strict=True):
-        sheet = draw_before_after(old, new, regions, runtime)
+        sheet = draw_before_after(parts(old), parts(new), regions, runtime)
         written = files.write_sheet(path, sheet, force=force)
         console.facts.setdefault("previews", []).append(str(written))
         console.say("preview", f"{written}: before, region, after")

@@ -63,7 +63,7 @@ def variant(
     files.check_input(source, "mesh", SOURCES)
     if source.suffix.lower() not in SOURCES:
         raise files.unknown_suffix(source, "mesh", SOURCES)
-    order = order_of(run, files.beside(source, "-variant.glb"))
+    order = order_of(run, files.beside(source, f"-variant{files.BUNDLES[0]}"))
     with console.working() as progress:
         progress.begin("start")
         given = wish.arguments(console, mode, background)
