@@ -1,259 +1,318 @@
-"""The work list of a batch: what is to be made, and what each result is called.
+"""The items of a batch one after the other: claim, make, report; what ends the whole and what does not.
 
-    folders, lists, pictures -> read_items -> named -> Item, one per asset
-
-Knows nothing about models or about what has been made already; imports no torch.
+worklist.Item -> journal.Report.claim -> maker.Maker.make -> a line of the report
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-import sys
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from trellis_cli import dispatch, files
-from trellis_cli.commands.text import slug
-from trellis_core.errors import InputError, UsageError
+from trellis_cli import files
+from trellis_cli import options as o
+from trellis_cli.console import Console
+from trellis_cli.itemline import ItemConsole, watching
+from trellis_cli.journal import Claim, Entry, Report
+from trellis_cli.maker import Job, Maker
+from trellis_cli.sampling import order_of
+from trellis_cli.worklist import Item, fold, named
+from trellis_core import __version__
+from trellis_core.errors import InputError, ModelError, OutputError, UsageError
 
-STANDARD_INPUT = "-"
-LONGEST_NAME = 160  # bytes of a result's name; endings and temporary names come on top
-LARGEST_SEED = 2**63 - 1
-KEYS = ("picture", "pictures", "prompt", "seed", "name")  # of a line in JSON
-EXAMPLE = 'for example {"picture": "chair.png", "seed": 7}'
-FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')  # in names of files, on one system or another
+OWN = ("output", "save_bundle", "preview")  # options that name one file
+# options that say how and where, not what is made
+ASIDE = {
+    *OWN,
+    *("force", "strict", "seed", "device", "vram_tier", "kernel", "offline"),
+    *("json", "json_events", "quiet", "debug"),
+}
+LONGEST_LABEL = 60  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One asset to make."""
+class Wishes:
+    """What is to be made of every item."""
 
-    pictures: tuple[Path, ...] = ()  # one, or several of one object
-    prompt: str | None = None
-    seed: int | None = None  # None: that of the whole batch
-    name: str  # of the result below the output folder, without ending
-    wish: str | None = None  # the name that a list asks for
+    run: o.RunOptions
+    out: Path
+    suffix: str
+    save_bundles: bool
+    previews: bool
+    mode: str
+    background: str
 
-    @property
-    def input(self) -> dict[str, Any]:
-        """What it is made from, as a line of a list says it; pictures by absolute path."""
-        asked = {"seed": self.seed, "name": self.wish}
-        rest = {name: value for name, value in asked.items() if value is not None}
-        if self.prompt is not None:
-            return {"prompt": self.prompt, **rest}
-        paths = [os.path.abspath(path) for path in self.pictures]
-        return {"picture": paths[0], **rest} if len(paths) == 1 else {"pictures": paths, **rest}
+    def options(self, item: Item, force: bool) -> o.RunOptions:
+        """Those of one run, with its own files and seed."""
+        return replace(
+            self.run,
+            output=self.place(item, self.suffix),
+            save_bundle=self.bundle(item) if self.save_bundles else None,
+            preview=self.place(item, "-preview.png") if self.previews else None,
+            seed=self.seed(item),
+            force=force,
+        )
 
-    @property
-    def key(self) -> str:
-        """Tells items apart."""
-        return key_of(self.input)
+    def seed(self, item: Item) -> int:
+        return self.run.seed if item.seed is None else item.seed
 
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f'"{self.prompt}"' if self.prompt is not None else ", ".join(map(str, self.pictures))
+    def bundle(self, item: Item) -> Path:
+        """Where the run is saved; a radiance field has the usual ending itself."""
+        ending = files.BUNDLES[0]
+        return self.place(item, f"-run{ending}" if self.suffix == ending else ending)
 
-    def start(self, mode: str, background: str) -> dict[str, Any]:
-        """The arguments of `Pipeline.sample` that say what to make."""
-        if self.prompt is not None:
-            return {"prompt": self.prompt}
-        if len(self.pictures) == 1:
-            return {"picture": self.pictures[0], "background": background}
-        return {"pictures": list(self.pictures), "mode": mode, "background": background}
+    def place(self, item: Item, ending: str) -> Path:
+        return self.out / f"{item.name}{ending}"
 
-    def check(self) -> None:
-        """`InputError` for a picture that is not there, and for an empty prompt."""
-        for picture in self.pictures:
-            files.check_input(picture, "picture", files.PICTURES)
-        if self.prompt is not None and not any(map(str.isalnum, self.prompt)):
-            raise InputError("the prompt is empty", hint='say what to make, as in "a red chair"')
+    def settings(self, item: Item) -> dict[str, Any]:
+        """All that the result depends on besides the input; what is left at its default is not named."""
+        given = {f.name: getattr(self.run, f.name) for f in fields(self.run) if f.name not in ASIDE}
+        defaults = {f.name: f.default for f in fields(self.run)}
+        settings = {name: _plain(value) for name, value in given.items() if value != defaults[name]}
+        if item.pictures and self.background != o.Background.auto.value:
+            settings["background"] = self.background
+        if len(item.pictures) > 1:
+            settings["mode"] = self.mode
+        return {**settings, "seed": self.seed(item), "format": self.suffix[1:]}
 
-    def digest(self) -> str:
-        """SHA-256 of the pictures' bytes, or of the prompt; empty when a picture cannot be read."""
-        digest = hashlib.sha256((self.prompt or "").encode("utf-8", "surrogateescape"))
+
+@dataclass(slots=True)
+class Work:
+    """The items of one call, and what has become of them."""
+
+    console: Console
+    wishes: Wishes
+    maker: Maker
+    report: Report
+    items: Sequence[Item]
+    before: Mapping[str, Entry] = field(default_factory=dict)  # what the report said of the items at first
+    made: int = 0
+    kept: int = 0  # made by an earlier call
+    failures: list[Entry] = field(default_factory=list)
+    elsewhere: list[Item] = field(default_factory=list)  # another process has them
+    left: int = 0  # by the limit
+    started: float = field(default_factory=monotonic)
+
+    def __post_init__(self) -> None:
+        self.before = recognised(self.items, self.report)
+        taken = {key: entry["name"] for key, entry in self.report.entries.items()}
+        moved = {key: entry["name"] for key, entry in self.before.items()}
+        self.items = named(self.items, {**taken, **moved})
+
+    def through(self, limit: int | None) -> None:
+        """Make what is not made yet. Raises what would come again with every item."""
+        queue = list(self.items)
+        for again in (False, True):  # what another process had may have been left by it
+            waiting, self.elsewhere = queue, []
+            for item in waiting:
+                if self._is_made(item):
+                    self.kept += 1
+                elif limit is not None and self.made + len(self.failures) >= limit:
+                    self.left += 1
+                else:
+                    self._claimed(item)
+            queue = self.elsewhere
+            if again or not queue:
+                return
+
+    def _claimed(self, item: Item) -> None:
+        with self.report.claim(item.name) as claim:
+            if claim is None:
+                self.elsewhere.append(item)
+                return
+            self.report.refresh()
+            if self._is_made(item):  # by another process, a moment ago
+                self.kept += 1
+                return
+            files.check_space(self.wishes.out, "--out DIR")
+            self._make(item, claim)
+
+    def _is_made(self, item: Item) -> bool:
+        """Whether the report says so, of the same input and settings, and the files are there."""
+        entry = self._entry(item)
+        if entry is None or entry.get("status") != "made":
+            return False
+        if self.wishes.run.force and entry is self.before.get(item.key):
+            return False
+        outputs = entry.get("outputs", [])
+        expected = [output.get("path") for output in outputs]
+        if self.wishes.previews:
+            expected += [output.get("preview") for output in outputs]
+        if self.wishes.save_bundles:
+            expected.append(entry.get("bundle"))
+        there = all(name is not None and (self.wishes.out / name).is_file() for name in expected)
+        same = entry.get("settings") == self.wishes.settings(item)
+        return bool(outputs) and there and same and entry.get("sha256") == item.digest()
+
+    def _entry(self, item: Item) -> Entry | None:
+        return self.report.entries.get(item.key) or self.before.get(item.key)
+
+    def _make(self, item: Item, claim: Claim) -> None:
+        """One item, and its line in the report."""
+        started = monotonic()
+        quiet = ItemConsole(
+            events=self.console.events, quiet=True, stdout=self.console.stdout, whole=self.console
+        )
+        entry: Entry = {
+            "name": item.name,
+            "status": "failed",
+            "input": item.input,
+            "sha256": item.digest(),
+            "settings": self.wishes.settings(item),
+            "seed": self.wishes.seed(item),
+        }
+        job = None
         try:
-            for picture in self.pictures:
-                digest.update(hashlib.sha256(picture.read_bytes()).digest())
-        except (OSError, ValueError):
-            return ""
-        return digest.hexdigest()
-
-
-def key_of(given: Mapping[str, Any]) -> str:
-    return json.dumps(given, sort_keys=True)
-
-
-def read_items(sources: Sequence[Path], *, recursive: bool, leave_out: Path) -> list[Item]:
-    """All that is to be made: pictures in folders, lines of lists, pictures that were named themselves.
-
-    Folders are read in the order of their names; hidden files are no pictures, and with `recursive` the
-    folder `leave_out` (where results go) is not searched. What was said twice is made once. Names may still
-    clash. Raises `InputError` when there is nothing, or when a list cannot be understood.
-    """
-    items: dict[str, Item] = {}
-    for source in sources:
-        for item in _items_of(source, recursive, leave_out):
-            items.setdefault(item.key, item)
-    return list(items.values())
-
-
-def named(items: Sequence[Item], taken: Mapping[str, str]) -> list[Item]:
-    """The items with names that differ from each other and from those `taken` by others (key -> name).
-
-    An item that has a name keeps it, so that names do not depend on what is added to a folder later.
-    """
-    names = {item.key: taken[item.key] for item in items if item.key in taken}
-    used = set(map(fold, taken.values()))
-    for item in items:  # a name goes to the first that asks, before others are numbered
-        if item.key not in names and fold(item.name) not in used:
-            names[item.key] = item.name
-            used.add(fold(item.name))
-    for item in items:
-        if item.key not in names:
-            numbered = (f"{item.name}-{number}" for number in count(2))
-            names[item.key] = next(name for name in numbered if fold(name) not in used)
-            used.add(fold(names[item.key]))
-    return [replace(item, name=names[item.key]) for item in items]
-
-
-def fold(name: str) -> str:
-    """Names that some file system takes for the same have the same folded form."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _items_of(source: Path, recursive: bool, leave_out: Path) -> Iterator[Item]:
-    suffix = source.suffix.lower()
-    if str(source) == STANDARD_INPUT:
-        yield from _lines(sys.stdin.buffer.read(), "standard input", Path())
-    elif source.is_dir():
-        if os.path.realpath(source) == os.path.realpath(leave_out):
-            raise UsageError(
-                f"`--out {leave_out}` is the folder with the pictures",
-                hint=f"give another one, for example `--out {leave_out / 'assets'}`",
-            )
-        yield from _pictures_in(source, recursive, leave_out)
-    elif not os.path.lexists(source):
-        files.check_input(source, "folder or list")
-    elif suffix in files.PICTURES:
-        yield Item(pictures=(source,), name=_fitting(source.stem))
-    elif suffix in (*files.BUNDLES, *files.MESHES):
-        raise UsageError(
-            f"`{source}` is neither a folder nor a list nor a picture", hint="see `trellis batch --help`"
-        )
-    else:
-        if source.is_file():  # looking into a pipe would take from it
-            files.check_input(source, "list")
-        yield from _lines(source.read_bytes(), f"`{source}`", source.parent)
-
-
-def _pictures_in(folder: Path, recursive: bool, leave_out: Path) -> Iterator[Item]:
-    found = False
-    for path in sorted(_walk(folder, recursive, os.path.realpath(leave_out))):
-        found = True
-        below = path.relative_to(folder)
-        yield Item(pictures=(path,), name=_fitting(below.with_suffix("").as_posix()))
-    if not found:
-        deeper = not recursive and next(_walk(folder, True, os.path.realpath(leave_out)), None)
-        hint = (
-            "pass `--recursive` to search the folders in it"
-            if deeper
-            else "known: " + ", ".join(files.PICTURES)
-        )
-        raise InputError(f"there is no picture in `{folder}`", hint=hint)
-
-
-def _walk(folder: Path, recursive: bool, leave_out: str) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        inside = [name for name in folders if not name.startswith(".")]
-        folders[:] = [n for n in inside if recursive and os.path.realpath(Path(place, n)) != leave_out]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in files.PICTURES:
-                yield Path(place, name)
-
-
-def _lines(content: bytes, where: str, folder: Path) -> Iterator[Item]:
-    """Of a list: a picture, a prompt or a JSON object on each line; `#` begins a comment line."""
-    if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(
-            f"{where} is no list: it is not text", hint="write one picture or prompt on each line"
-        )
-    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as PowerShell writes it
-    text = content.decode("utf-16", "replace") if wide else content.decode("utf-8-sig", "surrogateescape")
-    found = False
-    for number, line in enumerate(text.splitlines(), start=1):
-        said = line.strip()
-        if not said or said.startswith("#"):
-            continue
-        found = True
-        if said.startswith("{"):
-            yield _item_of_json(said, f"line {number} of {where}", folder)
-        elif dispatch.is_file_name(said, folder):
-            yield Item(pictures=(_seen_from(folder, said),), name=_fitting(Path(said).stem))
+            item.check()
+            ours = claim.inherited or item.name in self.report.written
+            options = self.wishes.options(item, self.wishes.run.force or ours)
+            order = order_of(replace(options, strict=False), self.wishes.place(item, ""))
+        except (InputError, OutputError) as error:
+            failure: Exception | None = error
         else:
-            yield Item(prompt=said, name=slug(said))
-    if not found:
-        raise InputError(f"{where} lists nothing", hint="write one picture or prompt on each line")
+            self.maker.open(order)
+            given = item.start(self.wishes.mode, self.wishes.background)
+            job = Job(given=given, options=options, order=order, bundle_path=self.wishes.bundle(item))
+            failure = None
+            try:
+                with watching(quiet, claim, short(item) + self._time_left()) as progress:
+                    self.maker.make(job, quiet, progress)
+            except Exception as error:
+                if self.console.interrupted or isinstance(error, (UsageError, ModelError)):
+                    raise
+                failure = error
+        entry |= self._outcome(quiet.facts, job, failure)
+        entry["seconds"] = round(monotonic() - started, 3)
+        entry["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        entry["version"] = __version__
+        self._write(entry, failure if job is not None else None)
+        self._tell(item, entry)
+
+    def _outcome(self, facts: Mapping[str, Any], job: Job | None, failure: Exception | None) -> Entry:
+        """What was made, or why not, with paths as seen from the report."""
+        from trellis_cli.app import explain
+
+        found: Entry = {}
+        if job is not None:
+            found["model"] = self.maker.facts
+            sampled = job.bundle.info if job.bundle is not None else {}
+            found["plan"] = {**self.maker.plan, "pipeline_type": sampled.get("pipeline_type")}
+            found["attempts"] = job.attempts
+        outputs = [dict(output) for output in facts.get("outputs", ())]
+        for output in outputs:
+            output |= {name: self._seen(output[name]) for name in ("path", "preview") if name in output}
+        found["outputs"] = outputs
+        if "bundle" in facts:
+            found["bundle"] = self._seen(facts["bundle"])
+        found |= {name: facts[name] for name in ("notes", "warnings", "stages") if name in facts}
+        bad = [output for output in outputs if not output.get("quality", {"passed": True})["passed"]]
+        if failure is not None:
+            code, message, hint = explain(failure)
+            found |= {"error": message, "hint": hint, "exit_code": code}
+        elif bad and self.wishes.run.strict:
+            message = f"`{bad[0]['path']}` failed the quality check; it was written all the same"
+            hint = "try another `--seed`, a higher `--resolution`, or another `--background`"
+            found |= {"error": message, "hint": hint, "exit_code": 6}
+        else:
+            found["status"] = "made"
+        return found
+
+    def _write(self, entry: Entry, failure: Exception | None) -> None:
+        """Add the line to the report; a disk that takes no more ends the batch."""
+        if isinstance(failure, OutputError):
+            with suppress(OSError):
+                self.report.append(entry)
+            raise failure
+        try:
+            self.report.append(entry)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write `{self.report.path}`: {error.strerror}",
+                hint="free some space, or pass `--out DIR`",
+            ) from error
+
+    def _tell(self, item: Item, entry: Entry) -> None:
+        if entry["status"] == "made":
+            self.made += 1
+        else:
+            self.failures.append(entry)
+        where = f"{self.made + self.kept + len(self.failures)}/{len(self.items)}"
+        self.console.event("item", **entry)
+        paths = [str(self.wishes.out / output["path"]) for output in entry["outputs"]]
+        self.console.result(paths)
+        if entry["status"] == "made":
+            warned = len(entry.get("warnings", ()))
+            rest = f", {warned} warning{'s' if warned > 1 else ''}" if warned else ""
+            self.console.say(where, f"{short(item)}: {', '.join(paths)}, {entry['seconds']:.1f} s{rest}")
+        else:
+            said = "; ".join(filter(None, (entry["error"], entry["hint"])))
+            self.console.say(where, f"{short(item)}: FAILED: {said}")
+
+    def _time_left(self) -> str:
+        if not self.made:
+            return ""
+        rest = len(self.items) - self.kept - self.made - len(self.failures)
+        minutes = (monotonic() - self.started) / (self.made + len(self.failures)) * rest / 60
+        return f", {minutes:.0f} min left" if minutes >= 1 else ""
+
+    def conclude(self) -> None:
+        """Say what has become of all, unless nothing has."""
+        if not (self.made or self.kept or self.failures or self.elsewhere):
+            return
+        facts = self.console.facts
+        rest = len(self.items) - self.made - self.kept - len(self.failures) - len(self.elsewhere) - self.left
+        counts = {
+            "made": self.made,
+            "made before": self.kept,
+            "failed": len(self.failures),
+            "in the hands of another process": len(self.elsewhere),
+            "left by --limit": self.left,
+            "not begun": rest,
+        }
+        facts |= {
+            "report": str(self.report.path),
+            "items": len(self.items),
+            "made": self.made,
+            "kept": self.kept,
+        }
+        facts |= {"failed": len(self.failures), "elsewhere": len(self.elsewhere), "left": self.left + rest}
+        told = ("name", "input", "error", "hint", "exit_code")
+        facts["failures"] = [{name: entry[name] for name in told} for entry in self.failures]
+        facts["seconds"] = round(monotonic() - self.started, 3)
+        self.console.say("batch", ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))
+        self.console.say("report", facts["report"])
+        if self.left + rest:
+            self.console.say("", "the same command goes on")
+
+    def _seen(self, path: str) -> str:
+        """As the report says it, so that the folder can be moved."""
+        with suppress(ValueError):
+            return Path(path).relative_to(self.wishes.out).as_posix()
+        return path
 
 
-def _item_of_json(line: str, where: str, folder: Path) -> Item:
-    """`{"picture"|"pictures"|"prompt": ..., "seed": ..., "name": ...}`; `InputError` for anything else."""
-    try:
-        said = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}", hint=EXAMPLE) from None
-    unknown = [key for key in said if key not in KEYS]
-    if unknown:
-        raise InputError(f"{where} says `{unknown[0]}`", hint=f"known: {', '.join(KEYS)}")
-    given = [key for key in KEYS[:3] if key in said]
-    if len(given) != 1:
-        raise InputError(f"{where} must say one of: {', '.join(KEYS[:3])}", hint=EXAMPLE)
-    value = said[given[0]]
-    many = value if given[0] == "pictures" else [value]
-    if not isinstance(many, list) or not many or not all(isinstance(each, str) for each in many):
-        what = "a list of file names" if given[0] == "pictures" else "text"
-        raise InputError(f"{where}: `{given[0]}` must be {what}", hint=EXAMPLE)
-    seed = said.get("seed")
-    if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
-        raise InputError(f"{where}: `seed` must be a whole number from 0 to {LARGEST_SEED}", hint=EXAMPLE)
-    name = said.get("name")
-    if name is not None:
-        _check_name(name, where)
-    if given[0] == "prompt":
-        return Item(prompt=value, seed=seed, name=_fitting(name or slug(value)), wish=name)
-    pictures = tuple(_seen_from(folder, each) for each in many)
-    return Item(pictures=pictures, seed=seed, name=_fitting(name or pictures[0].stem), wish=name)
+def recognised(items: Sequence[Item], report: Report) -> dict[str, Entry]:
+    """What the report says of the items, by key. A picture of the same name and content is the same one: its
+    folder was moved."""
+    entries = report.entries
+    known = {item.key: entries[item.key] for item in items if item.key in entries}
+    strangers = {fold(entry["name"]): entry for key, entry in entries.items() if key not in known}
+    for item in items:
+        entry = strangers.get(fold(item.name))
+        if item.key not in known and entry is not None and entry.get("sha256") == item.digest():
+            known[item.key] = entry
+    return known
 
 
-def _check_name(name: object, where: str) -> None:
-    parts = name.split("/") if isinstance(name, str) else []
-    if (
-        not parts
-        or FORBIDDEN.search(str(name))
-        or any(part.strip(" .") != part or not part for part in parts)
-    ):
-        raise InputError(
-            f"{where}: `name` cannot be {name!r}", hint='for example "red-chair" or "chairs/red"'
-        )
+def short(item: Item) -> str:
+    label = " ".join(item.label.split())
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 3]}..."
 
 
-def _seen_from(folder: Path, name: str) -> Path:
-    """The file called `name`: beside the list, or seen from here when it is there only."""
-    path = Path(name).expanduser()
-    beside = folder / path
-    return path if os.path.lexists(path) and not os.path.lexists(beside) else beside
-
-
-def _fitting(name: str) -> str:
-    """The name, its last part cut where it is too long for a file's name with an ending."""
-    head, slash, tail = name.rpartition("/")
-    while len(os.fsencode(tail)) > LONGEST_NAME:
-        tail = tail[:-1]
-    return head + slash + tail
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value

@@ -22,11 +22,12 @@ from typing import Any
 
 import psutil
 
-from trellis_cli.batch import key_of
+from trellis_cli.worklist import key_of
 from trellis_core.errors import OutputError
 
 NAME = "report.jsonl"
 SIGN_OF_LIFE = 30.0  # seconds between two touches of a claim
+SAME = 5.0  # seconds by which the start of a process may seem to differ when the clock is set
 FOREIGN = 900.0  # seconds without a touch after which a claim of another computer is void
 
 Entry = dict[str, Any]
@@ -38,6 +39,7 @@ class Report:
 
     folder: Path
     entries: dict[str, Entry] = field(default_factory=dict)  # an item's key -> its last line
+    written: set[str] = field(default_factory=set)  # names under which this folder has results of ours
     position: int = 0  # bytes read
 
     @property
@@ -57,6 +59,8 @@ class Report:
                 entry = _entry(line)
                 if entry is not None:
                     self.entries[key_of(entry["input"])] = entry
+                    if entry.get("outputs"):
+                        self.written.add(entry["name"])
 
     def append(self, entry: Entry) -> None:
         """Add a line, whole or not at all. Raises `OutputError`."""
@@ -76,29 +80,40 @@ class Report:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[Claim | None]:
-        """This process's claim on the item called `name` while the block runs; None when another has it."""
-        path = self.folder / f"{name}.claim"
-        path = path.with_name(f".{path.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """This process's claim on the item called `name` while the block runs; None when another has it.
+
+        Makes the folder when it is not there. Raises `OutputError`.
+        """
+        place = self.folder / name
+        path = place.with_name(f".{place.name}.claim")
         mine = json.dumps(_myself())
-        with locked(self.path):
-            left_behind = path.exists()
-            if left_behind and _is_alive(path):
-                taken = None
-            else:
-                path.write_text(mine)
-                taken = Claim(path, left_behind)
-        if taken is None:
+        try:
+            claim = self._take(path, mine)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to `{self.folder}`: {error.strerror}",
+                hint="give another folder with `--out DIR`",
+            ) from error
+        if claim is None:
             yield None
             return
         try:
-            if left_behind:
-                _clear(self.folder / name)
-            yield taken
+            if claim.inherited:
+                _clear(place)
+            yield claim
         finally:
             with suppress(OSError):
                 if path.read_text() == mine:
                     path.unlink()
+
+    def _take(self, path: Path, mine: str) -> Claim | None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            inherited = path.exists()
+            if inherited and _is_alive(path):
+                return None
+            path.write_text(mine)
+            return Claim(path, inherited)
 
 
 @dataclass(slots=True)
@@ -118,17 +133,15 @@ class Claim:
 
 
 def open_report(folder: Path) -> Report:
-    """Make the folder where results go and read its report. Raises `OutputError`."""
+    """What has been reported in `folder`; nothing is written yet. Raises `OutputError`."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"`{folder}` is not a folder", hint="give another one with `--out DIR`")
+    report = Report(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        report = Report(folder)
-        with locked(report.path):
-            report.refresh()
-    except FileExistsError:
-        raise OutputError(f"`{folder}` is not a folder", hint="give another one with `--out DIR`") from None
+        report.refresh()
     except OSError as error:
         raise OutputError(
-            f"cannot write to `{folder}`: {error.strerror}", hint="give another folder with `--out DIR`"
+            f"`{report.path}` cannot be read: {error.strerror}", hint="give another folder with `--out DIR`"
         ) from None
     return report
 
@@ -177,7 +190,7 @@ def _is_alive(path: Path) -> bool:
         if host != socket.gethostname():
             return time() - path.stat().st_mtime < FOREIGN
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - started) < SAME and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return False
     except psutil.AccessDenied:

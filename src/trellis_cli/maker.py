@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from trellis_cli import delivery, files, registry
 from trellis_cli.console import Console, Stages
 from trellis_cli.options import Form, RunOptions, Tier
 from trellis_cli.sampling import fits
-from trellis_core.errors import OutOfMemory
+from trellis_core.errors import Cancelled, OutOfMemory, OutputError, TrellisError
 
 if TYPE_CHECKING:
     from trellis_core.weights.bundle import Bundle
@@ -81,9 +82,10 @@ class Maker:
             while (failure := self._attempt(job, console, progress)) is not None:
                 if not self._lower(job, console, failure):
                     raise failure
-        except Exception:
-            if job.bundle is not None and "bundle" not in console.facts:
-                _save(job, console)
+        except Exception as error:
+            # an asset that is finished and cannot be written is kept itself
+            if job.bundle is not None and not isinstance(error, (Cancelled, OutputError)):
+                _keep(job, console, error)
             raise
 
     def _attempt(self, job: Job, console: Console, progress: Stages) -> OutOfMemory | None:
@@ -171,6 +173,16 @@ class Maker:
 def _save(job: Job, console: Console) -> None:
     assert job.bundle is not None
     console.facts["bundle"] = str(files.write(job.bundle_path, job.bundle.save, force=job.order.force))
+
+
+def _keep(job: Job, console: Console, error: Exception) -> None:
+    """Save the sampled run of a job that failed later, and say so in its error."""
+    if "bundle" not in console.facts:
+        with suppress(TrellisError, OSError):
+            _save(job, console)
+    if "bundle" in console.facts and isinstance(error, TrellisError):
+        kept = f"the sampled run is kept: `trellis export {console.facts['bundle']}` goes on from it"
+        error.hint = f"{error.hint}; {kept}" if error.hint else kept
 
 
 def smaller_pipeline(engine: Any, name: str | None) -> str | None:

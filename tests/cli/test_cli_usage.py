@@ -97,7 +97,7 @@ def test_kernels_are_pairs():
         ["generate", "box.png", "--save-bundle", "box.pt"],
         ["generate", "box.png", "--vram-tier", "huge"],
         ["generate", "box.png", "--precision", "int3"],
-        ["generate", "box.png", "other.png"],
+        ["generate", "box.png", "red"],
         ["models", "nonsense"],
     ],
     ids=" ".join,
