@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from trellis.condition import MARGIN
 from trellis_core.errors import InputError
+from trellis_core.geometry.camera import Camera
+from trellis_core.geometry.types import Mesh
 from trellis_core.io.images import read_picture
+from trellis_core.io.meshes import read_mesh
 from trellis_core.sparse.order import linear_keys
-from trellis_core.sparse.tensor import SparseTensor
 from trellis_core.training.data import (
     KINDS,
     ROLES,
@@ -35,6 +37,7 @@ from trellis_core.training.data import (
     read_table,
 )
 from trellis_core.training.recipes import DataSettings
+from trellis_core.training.transforms import read_transforms
 
 CAPTIONS = "captions"
 NAMED = ("MODEL", "NAME")  # what stands in a column's name for that of a network
@@ -111,18 +114,29 @@ def read_captions(folder: Path) -> dict[str, list[str]]:
 
 def read_occupancy(entry: Entry, resolution: int) -> Tensor:  # float32 [1, R, R, R]
     """Occupied cells from the centres in a PLY of points."""
+    return whole_grid(read_voxels(entry.places["voxels"] / f"{entry.sha256}.ply", resolution), resolution)
+
+
+def read_voxels(path: Path, resolution: int) -> Tensor:  # int32 [N, 3]
+    """Voxels from the centres in a PLY of points. Raises `InputError`."""
     import trimesh  # only this reader needs it
 
-    path = entry.places["voxels"] / f"{entry.sha256}.ply"
     try:
         points = np.asarray(trimesh.load(path).vertices)  # type: ignore[attr-defined]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"`{path}` cannot be read: {error}", hint="voxelise that mesh again") from error
-    cells = np.floor((points + 0.5) * resolution).astype(np.int64)
+    cells = np.floor((points + 0.5) * resolution).astype(np.int32)
     if not len(cells) or cells.min() < 0 or cells.max() >= resolution:
         raise InputError(f"`{path}` holds no voxels of a grid of {resolution}", hint="voxelise it again")
+    return torch.from_numpy(cells)
+
+
+def whole_grid(
+    coords: Tensor,  # int32 [N, 3]
+    resolution: int,
+) -> Tensor:  # float32 [1, R, R, R]  1 where there is a voxel
     occupied = torch.zeros(resolution**3)
-    occupied[linear_keys(torch.from_numpy(cells), (resolution,) * 3)] = 1
+    occupied[linear_keys(coords, (resolution,) * 3)] = 1
     return occupied.view(1, *[resolution] * 3)
 
 
@@ -155,6 +169,29 @@ def coarser_features(
     cells, inverse = torch.unique(coords // factor, dim=0, return_inverse=True)
     total = feats.new_zeros(len(cells), feats.shape[1]).index_add(0, inverse, feats)
     return cells, total / (torch.bincount(inverse)[:, None] + 1)
+
+
+def read_view(
+    entry: Entry,
+    size: int,  # S
+    view: float,  # in [0, 1)  chooses it
+) -> tuple[Tensor, Tensor, Camera]:  # float32 [3, S, S] straight colors, float32 [1, S, S] alpha; in [0, 1]
+    """One rendered view, and the camera that took it."""
+    folder = entry.places["renders"] / entry.sha256
+    frames = read_transforms(folder)
+    frame = frames[int(view * len(frames))]
+    picture = read_picture(frame.path).convert("RGBA")
+    if picture.width != picture.height:
+        raise InputError(f"`{frame.path}` is not square", hint="render that mesh again")
+    if picture.width != size:
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    return pixels[:3], pixels[3:], frame.camera
+
+
+def read_surface(entry: Entry) -> Mesh:
+    """The mesh that was rendered."""
+    return read_mesh(entry.places["renders"] / entry.sha256 / "mesh.ply").mesh
 
 
 def read_condition(entry: Entry, size: int, view: float) -> Tensor:  # float32 [3, size, size] in [0, 1]
@@ -195,16 +232,24 @@ def project(
     return image[..., :2] / image[..., 2:] * 2 - 1
 
 
-def aggregate_features(
-    places: Tensor,  # float32 [K, N, 2]  of the voxels in the pictures
+def mean_features(
+    points: Tensor,  # float32 [N, 3]  world space
+    batches: Iterable[tuple[Sequence[Camera], Tensor]],  # cameras, and their maps float32 [K, C, H, W]
+) -> Tensor:  # float32 [N, C]
+    """Mean over all views of the feature that each point falls on, hidden or not; zero outside."""
+    total, views = torch.zeros(len(points), 1, device=points.device), 0
+    for cameras, maps in batches:
+        extrinsics, intrinsics = (
+            torch.stack([getattr(camera, name) for camera in cameras]).to(points)
+            for name in ("extrinsics", "intrinsics")
+        )
+        total = total + sampled_features(project(points, extrinsics, intrinsics), maps).sum(0)
+        views += len(cameras)
+    return total / max(views, 1)
+
+
+def sampled_features(
+    places: Tensor,  # float32 [K, N, 2]  of points in the pictures, from `project`
     maps: Tensor,  # float32 [K, C, H, W]
-) -> Tensor:  # float16 [N, C]
-    """Mean over all views of the feature that each voxel falls on, hidden or not; zero outside."""
-    sampled = F.grid_sample(maps, places[:, None], mode="bilinear", align_corners=False)  # [K, C, 1, N]
-    return sampled[:, :, 0].mean(0).T.half()
-
-
-def packed(coords: Sequence[Tensor], feats: Sequence[Tensor]) -> SparseTensor:
-    """Samples one after the other."""
-    numbered = [F.pad(c, (1, 0), value=i) for i, c in enumerate(coords)]
-    return SparseTensor(torch.cat(list(feats)), torch.cat(numbered).int(), len(coords))
+) -> Tensor:  # float32 [K, N, C]
+    return F.grid_sample(maps, places[:, None], mode="bilinear", align_corners=False)[:, :, 0].mT

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from PIL import Image, ImageDraw
 from tests.tiny_trellis1 import CONTEXT, GRID, IMAGE_SIZE, NETWORKS, write_tiny_trellis1
 from trellis.data import open_catalog, read_captions, read_condition, read_latent, read_occupancy
 from trellis.models import MODELS
+from trellis.settings import read_settings
 from trellis.training import finish, open_tuning
+from trellis.training_objectives import normalization_of
 from trellis_core.errors import InputError, UsageError
 from trellis_core.training.lora import LoRASettings
 from trellis_core.training.recipes import (
@@ -212,8 +215,14 @@ def test_flows_learn_from_pictures_and_captions(stage, condition, data, model, t
 
 
 def test_without_a_model_latents_are_normalised_by_their_statistics(data, model):
-    own = open_tuning(recipe_of("latent_flow"), data, model=model)
-    assert own.normalization.mean == (0.5, -0.5, 0.0, 1.0)
+    recipe = recipe_of("latent_flow")
+    catalog = open_catalog(data, recipe.data)
+    settings = read_settings(model / "pipeline.json")
+    assert normalization_of(recipe, settings, catalog).mean == (0.5, -0.5, 0.0, 1.0)
+    own = normalization_of(recipe, None, catalog)
+    feats = [read_latent(entry)[1] for entry in catalog.entries]
+    assert own.mean == pytest.approx(torch.stack([f.mean(0) for f in feats]).mean(0).tolist(), abs=1e-5)
+    assert normalization_of(recipe_of("structure_flow"), settings, catalog) is None
 
 
 def test_an_interrupted_run_continues_bit_for_bit(data, model, tmp_path):
@@ -239,10 +248,6 @@ def test_an_adapter_trains_beside_the_flow(data, model, tmp_path):
 def test_what_cannot_be_trained_here_says_so(data, model):
     with pytest.raises(UsageError, match="adapters are for flows"):
         open_tuning(recipe_of("structure_vae"), data, lora=LoRASettings(rank=2))
-    other = Recipe(**{**as_arguments(recipe_of("structure_vae")), "stage": "latent_vae"})
+    other = replace(recipe_of("structure_vae"), stage="texture_vae")
     with pytest.raises(UsageError, match="cannot be trained"):
         open_tuning(other, data)
-
-
-def as_arguments(recipe: Recipe) -> dict:
-    return {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}

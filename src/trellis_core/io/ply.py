@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,34 @@ def write_ply(asset: Asset, path: Path) -> None:
         columns += [("s", "f4", mesh.uvs[:, 0]), ("t", "f4", 1 - mesh.uvs[:, 1])]
         color = look_up(asset.material.base_color, mesh.uvs)
         columns += zip(("red", "green", "blue", "alpha"), ["u1"] * 4, color.unbind(1), strict=True)
+    write_file(Path(path), encode_ply(columns, mesh.faces))
+
+
+def write_bare_ply(
+    path: Path,
+    vertices: Tensor,  # float32 [V, 3]
+    faces: Tensor | None = None,  # int32 [F, 3]; None: a cloud of points
+) -> None:
+    """Write positions, and faces where there are any, and nothing else."""
+    write_file(path, encode_ply(list(zip("xyz", ["f4"] * 3, vertices.unbind(1), strict=True)), faces))
+
+
+def encode_ply(columns: Sequence[tuple[str, str, Tensor]], faces: Tensor | None) -> list[bytes]:
+    """Header, vertices and faces; a column is a name, a key of PLY_TYPES and its values [V]."""
     vertices: NDArray[Any] = np.zeros(
-        len(mesh.vertices), dtype=[(name, "<" + kind) for name, kind, _ in columns]
+        len(columns[0][2]), dtype=[(name, "<" + kind) for name, kind, _ in columns]
     )
     for name, _, values in columns:
         vertices[name] = values.cpu().numpy()
-    faces: NDArray[Any] = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("index", "<i4", 3)])
-    faces["count"], faces["index"] = 3, mesh.faces.cpu().numpy()
     header = ["ply", "format binary_little_endian 1.0", "comment trellis", f"element vertex {len(vertices)}"]
     header += [f"property {PLY_TYPES[kind]} {name}" for name, kind, _ in columns]
-    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
-    write_file(Path(path), ["\n".join(header).encode() + b"\n", vertices.tobytes(), faces.tobytes()])
+    rows: NDArray[Any] = np.zeros(
+        0 if faces is None else len(faces), dtype=[("count", "u1"), ("index", "<i4", 3)]
+    )
+    if faces is not None:
+        rows["count"], rows["index"] = 3, faces.cpu().numpy()
+        header += [f"element face {len(rows)}", "property list uchar int vertex_indices"]
+    return ["\n".join([*header, "end_header"]).encode() + b"\n", vertices.tobytes(), rows.tobytes()]
 
 
 def look_up(image: Tensor, uvs: Tensor) -> Tensor:

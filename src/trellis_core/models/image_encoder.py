@@ -292,6 +292,7 @@ class DINOv2ViT(nn.Module):
                 "this DINOv2 variant (gated MLP or another activation) is not supported",
                 hint="use a ViT-S, ViT-B or ViT-L checkpoint with the plain GELU MLP",
             )
+        self.patch_size = patch_size
         self.layerscale_value = layerscale_value
         self.dtype = torch.float32
         self.embeddings = PlacedEmbeddings(

@@ -49,6 +49,7 @@ class DataSettings:
     max_voxels: int | None = None
     max_faces: int | None = None
     max_tokens: int | None = None
+    view_size: int = 512  # pixels of the rendered views that losses compare
     full_pbr: bool = False  # only assets with a base color, a metallic and a roughness texture
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from tests.parity.case import Case, Kind
 from tests.parity.kinds.trellis1_layers import compare_strictly, named, sparse_input
 from tests.parity.kinds.trellis1_models import build
-from trellis.data import aggregate_features, coarser_features, crop_condition, packed, project
+from trellis.data import coarser_features, crop_condition, project, sampled_features
 from trellis_core.training.batching import micro_batches
 from trellis_core.training.losses import flow_losses
 from trellis_core.training.objectives import TimeSchedule, noised
+from trellis_core.training.tuning import packed
 
 
 @torch.enable_grad()
@@ -51,7 +52,8 @@ def condition_picture(case: Case) -> dict[str, Tensor]:
 
 def aggregated(case: Case) -> dict[str, Tensor]:
     places = project(case.inputs["positions"], case.inputs["extrinsics"], case.inputs["intrinsics"])
-    return {"uv": places, "feats": aggregate_features(places, case.inputs["patch_maps"])}
+    feats = sampled_features(places, case.inputs["patch_maps"]).mean(0)
+    return {"uv": places, "feats": feats.half()}
 
 
 def downsampled(case: Case) -> dict[str, Tensor]:
