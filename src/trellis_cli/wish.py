@@ -16,7 +16,7 @@ from trellis_core.errors import InputError, UsageError
 
 Words = Annotated[
     list[str] | None,  # quotes are often forgotten
-    typer.Argument(metavar="[PROMPT]", help='How it is to look, as in "a red chair".', show_default=False),
+    typer.Argument(metavar="PROMPT", help='How it is to look, as in "a red chair".', show_default=False),
 ]
 PromptOption = Annotated[
     str | None,

@@ -83,8 +83,8 @@ PreserveTexture = Annotated[
 def edit(
     ctx: typer.Context,
     bundle: SavedRun,
-    words: Words,
-    run: o.RunOptions,
+    *,
+    words: Words = None,
     region: Regions = None,
     mask_view: MaskViews = None,
     preserve_texture: PreserveTexture = False,
@@ -92,11 +92,11 @@ def edit(
     image: Images = None,
     mode: o.ModeOption = o.Mode.stochastic,
     background: o.BackgroundOption = o.Background.auto,
+    run: o.RunOptions,
 ) -> None:
     """Change a part of a saved run; what lies outside of the regions stays the same, voxel for voxel.
 
-    The prompt or picture says how the whole object is to look. The result is an asset, and a run again with
-    `--save-bundle`.
+    The prompt or picture says how the whole object is to look. `--save-bundle` keeps the result as a run.
     """
     console: Console = ctx.obj
     started = monotonic()

@@ -45,12 +45,13 @@ Source = Annotated[
 def variant(
     ctx: typer.Context,
     source: Source,
-    words: Words,
-    run: o.RunOptions,
+    *,
+    words: Words = None,
     prompt: PromptOption = None,
     image: Images = None,
     mode: o.ModeOption = o.Mode.stochastic,
     background: o.BackgroundOption = o.Background.auto,
+    run: o.RunOptions,
 ) -> None:
     """Keep the coarse shape of a mesh or of a saved run, and make new detail and colors for it.
 
