@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 from trellis_cli import files, registry
 from trellis_cli.console import Console, Stages
 from trellis_cli.options import ColorSource, Form, Preset
-from trellis_core.errors import Cancelled, OutOfMemory, OutputError, QualityError, TrellisError, UsageError
+from trellis_core.errors import (
+    Cancelled,
+    ModelError,
+    OutOfMemory,
+    OutputError,
+    QualityError,
+    TrellisError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from trellis_core.geometry.asset import ExportSettings
@@ -194,6 +202,18 @@ def failed_after_sampling(error: Exception, kept: str) -> TrellisError:
     if isinstance(error, MemoryError) or "memory" in str(error).lower():
         return OutOfMemory("out of memory while making the asset", hint=f"use fewer `--faces`; {kept}")
     return TrellisError(f"making the asset failed: {type(error).__name__}: {error}", hint=kept)
+
+
+def require_formats(engine: Any, order: Order) -> None:
+    """`ModelError` when the network that makes what is ordered is not here: said before the sampling."""
+    if registry.version_of_engine(engine) == registry.V1:
+        absent = [name for name in order.formats(engine.formats) if name not in engine.formats]
+        if absent:
+            raise ModelError(
+                f"the model `{engine.identity.name}` is not complete: nothing here decodes `{absent[0]}`",
+                hint=f"run `trellis models pull {engine.identity.name}`, or ask with `--as` for one of: "
+                f"{', '.join(name.replace('_', '-') for name in engine.formats)}",
+            )
 
 
 def finish(console: Console, engine: Any, bundle: Bundle, order: Order, progress: Stages) -> None:

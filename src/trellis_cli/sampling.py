@@ -1,4 +1,4 @@
-"""What `generate`, `multi-image`, `text` and `variant` share: from what a run starts with to its files."""
+"""What commands that sample share: from what a run starts with to its files."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ def make_assets(
     start: Callable[[], Mapping[str, Any]],  # the arguments of `Pipeline.sample` that say what to make
     *,
     text: bool = False,  # the model must take prompts
-    pictures: bool = True,  # without `text`: it must take pictures
-    sample: Sample = plain,
 ) -> None:
     """Sample, decode, export, write and report. Everything that can be wrong is looked at first."""
     started = monotonic()
@@ -51,10 +49,10 @@ def make_assets(
             pipeline_type=kind,
             num_samples=options.num_samples,
             text=text,
-            pictures=pictures and not text,
+            pictures=not text,
             fits=fits(options, order),
         )
-        produce(console, engine, options, order, given, progress, sample)
+        produce(console, engine, options, order, given, progress)
     delivery.conclude(console, order, started)
 
 
@@ -103,6 +101,7 @@ def produce(
     sample: Sample = plain,
 ) -> None:
     """One run of an open engine: from `given`, arguments of `Pipeline.sample`, to the files of `order`."""
+    delivery.require_formats(engine, order)
     arguments = {
         **given,
         "seed": options.seed,
