@@ -80,7 +80,7 @@ def has_known_suffix(text: str) -> bool:
 
 def _one(word: str) -> Given:
     path, suffix = Path(word), Path(word).suffix.lower()
-    if word and path.is_dir():
+    if word and os.path.isdir(word):
         return Given(kind=Kind.folder, paths=(path,))
     if not is_file_name(word):
         _refuse_doubt(word)
@@ -104,7 +104,7 @@ def _one(word: str) -> Given:
 def _several(paths: list[Path]) -> Given:
     """Pictures of one object: nothing else can be combined."""
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             everything = " ".join(map(str, paths))
             raise UsageError(
                 f"`{path}` is a folder, and folders are not combined",

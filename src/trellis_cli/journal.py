@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
@@ -160,10 +160,10 @@ def locked(path: Path) -> Iterator[FileIO]:
 def _entry(line: bytes) -> Entry | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    fits = isinstance(entry, Mapping) and isinstance(entry.get("input"), Mapping) and "name" in entry
-    return dict(entry) if fits else None
+    fits = isinstance(entry, dict) and isinstance(entry.get("input"), dict) and type(entry.get("name")) is str
+    return entry if fits else None
 
 
 def _whole_lines(file: FileIO) -> int:

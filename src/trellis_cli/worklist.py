@@ -133,7 +133,7 @@ def _items_of(source: Path, recursive: bool, leave_out: Path) -> Iterator[Item]:
     suffix = source.suffix.lower()
     if str(source) == STANDARD_INPUT:
         yield from _lines(sys.stdin.buffer.read(), "standard input", Path())
-    elif source.is_dir():
+    elif os.path.isdir(source):
         if os.path.realpath(source) == os.path.realpath(leave_out):
             raise UsageError(
                 f"`--out {leave_out}` is the folder with the pictures",
@@ -207,7 +207,7 @@ def _item_of_json(line: str, where: str, folder: Path) -> Item:
     """`{"picture"|"pictures"|"prompt": ..., "seed": ..., "name": ...}`; `InputError` for anything else."""
     try:
         said = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is no JSON: {error}", hint=EXAMPLE) from None
     unknown = [key for key in said if key not in KEYS]
     if unknown:
