@@ -264,7 +264,7 @@ def test_every_step_can_be_heard_by_a_script(run, data, tiny_model):
         (["--recipe", "trellis2-shape-512"], 2),
         (["--recipe", "trellis2-shape-512", "--run", "a"], 2),
         (["--recipe", "trellis2-shape-512", "--run", "a", "--data", "nowhere"], 3),
-        (["--recipe", "trellis-structure-vae", "--run", "a", "--data", "."], 2),
+        (["--recipe", "trellis-structure-vae", "--run", "a", "--data", "."], 3),
         (["--recipe", "embedded", "--run", "a", "--data", "."], 3),
         (["--recipe", "embedded", "--stage", "shapes"], 2),
         (["--recipe", "embedded", "--stage", "release", "--run", "a", "--data", "."], 3),

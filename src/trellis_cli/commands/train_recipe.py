@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -24,9 +24,9 @@ from trellis_cli.console import Beginning, Console
 from trellis_core.errors import OutOfMemory, UsageError
 
 if TYPE_CHECKING:
-    from trellis2.tuning import Tuning
     from trellis_core.runtime import Runtime
     from trellis_core.training.recipes import Recipe
+    from trellis_core.training.tuning import Tuning
 
 CHECKPOINT, LOG, SHEET = "training.safetensors", "log", "samples.png"
 
@@ -37,11 +37,11 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
     length = options.steps or chosen.steps
     folder, source = required(options.run, "--run"), required(options.data, "--data")
     check_run(folder / CHECKPOINT, options.resume)
-    from trellis2.tuning import finish, open_tuning
     from trellis_core.runtime import Runtime
     from trellis_core.training.lora import LoRASettings
     from trellis_core.training.released import RunSettings, Trainee
     from trellis_core.training.released import run as run_recipe
+    from trellis_core.training.tuning import finish
 
     model = None if options.model is None else registry.find_model(options.model).folder
     rank, alpha = options.lora_rank, options.lora_alpha
@@ -49,7 +49,7 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
     place, kernels = own_device(options)
     with joined(place) as world, console.working() as progress:
         progress.begin("start")
-        tuning = open_tuning(
+        tuning = trainer_of(chosen.version).open_tuning(
             chosen,
             source,
             model=model,
@@ -86,7 +86,7 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
                     on_step=on_step,
                 ),
                 checkpoint=folder / CHECKPOINT,
-                elastic=tuning.flow,
+                elastic=tuning.elastic,
                 generators=tuning.generators,
                 log=open_log(console, folder, LOG, options.tensorboard),
             )
@@ -94,7 +94,8 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
         ended = trainee.step >= length
         paths = finish(tuning, trainee, folder) if world.leads else []
         draw()
-        if world.leads and not interrupted and model is not None and tuning.recipe.is_flow:
+        drawn = chosen.version == registry.V2 and chosen.is_flow
+        if world.leads and not interrupted and model is not None and drawn:
             draw_sheet(
                 console,
                 tuning,
@@ -125,7 +126,7 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
 def draw_sheet(
     console: Console, tuning: Tuning, model: Path, count: int, path: Path, runtime: Runtime
 ) -> None:
-    """What the model makes now of the first items of the data."""
+    """What a TRELLIS.2 model makes now of the first items of the data."""
     from trellis2.tuning_samples import sample_tuned
     from trellis_cli.commands.train_sheet import sample_sheet
     from trellis_core.io.images import write_png
@@ -160,9 +161,20 @@ def choose_recipe(options: TrainOptions) -> Recipe:
     if stage is None:
         raise UsageError(
             "which stage of the model to train is not said",
-            hint="pass `--stage`: structure_flow, shape_flow, texture_flow, shape_vae or texture_vae",
+            hint="pass `--stage`: structure_flow, shape_flow, texture_flow, shape_vae or texture_vae; of a "
+            "TRELLIS v1 model structure_flow, latent_flow, structure_vae, latent_vae or a decoder",
         )
-    from trellis2.tuning import recipe_for
+    folder = registry.find_model(str(options.model)).folder
+    recipe: Recipe = trainer_of(registry.version_of(folder)).recipe_for(folder, stage)
+    return recipe
 
-    folder: Path = registry.find_model(str(options.model)).folder
-    return recipe_for(folder, stage)  # type: ignore[arg-type]
+
+def trainer_of(version: str) -> Any:
+    """The module that trains a version: `open_tuning`, `recipe_for`."""
+    if version == registry.V1:
+        from trellis import training
+
+        return training
+    from trellis2 import tuning
+
+    return tuning
