@@ -26,7 +26,13 @@ def load(name_or_path: str | Path = "image-large", runtime: Runtime | None = Non
     Without a `runtime` the best device is chosen, with the precision, kernels and residency that fit it.
     Nothing is downloaded. Raises `ModelError` when the model is not on this machine or damaged.
     """
-    from trellis.loading import find_checkpoints, identify, open_networks, plan_for
+    from trellis.loading import (
+        find_checkpoints,
+        find_structure_encoder,
+        identify,
+        open_networks,
+        plan_for,
+    )
     from trellis.pipeline import Pipeline
     from trellis.places import find_folder
     from trellis.settings import read_settings
@@ -47,4 +53,5 @@ def load(name_or_path: str | Path = "image-large", runtime: Runtime | None = Non
         plan = plan_for(folder, info, MemoryRequest())
         runtime = Runtime.of_plan(plan, device, resolve_kernels(info))
     known = folder.name if Path(name).is_dir() else name  # files get no local paths
-    return Pipeline(settings, open_networks(stems), identify(known, folder, stems), runtime)
+    networks = open_networks({**stems, **find_structure_encoder(folder, settings)})
+    return Pipeline(settings, networks, identify(known, folder, stems), runtime)

@@ -18,7 +18,15 @@ from torch import nn
 from trellis.costs import describe_networks
 from trellis.models import MODELS
 from trellis.places import find_checkpoint
-from trellis.settings import DECODERS, IMAGE_ENCODER, TEXT_ENCODER, PipelineSettings, read_settings
+from trellis.settings import (
+    DECODERS,
+    IMAGE_ENCODER,
+    STRUCTURE_DECODER,
+    STRUCTURE_ENCODER,
+    TEXT_ENCODER,
+    PipelineSettings,
+    read_settings,
+)
 from trellis_core.errors import ModelError
 from trellis_core.memory.budget import MemoryPlan, MemoryRequest, VRAMManager
 from trellis_core.memory.devices import DeviceInfo
@@ -53,6 +61,16 @@ def find_checkpoints(folder: Path, settings: PipelineSettings, model: str) -> di
     if absent and not stems.keys() & set(DECODERS.values()):
         raise absent[0]
     return stems
+
+
+def find_structure_encoder(folder: Path, settings: PipelineSettings) -> dict[str, Path]:
+    """The encoder that lies beside the structure decoder, when it is there: edits of some bundles need it."""
+    decoder = settings.models[STRUCTURE_DECODER]
+    reference = decoder.replace("ss_dec_", "ss_enc_").replace("_decoder", "_encoder")
+    try:
+        return {STRUCTURE_ENCODER: find_checkpoint(reference, folder)} if reference != decoder else {}
+    except ModelError:
+        return {}
 
 
 def open_networks(stems: Mapping[str, Path]) -> Networks:

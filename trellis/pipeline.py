@@ -45,7 +45,7 @@ from trellis_core.models.structure_vae import encode_cells, occupied_cells
 from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.condition import Condition, Picture
-from trellis_core.sampling.edit import REPEATS, Edit, TakenOver
+from trellis_core.sampling.edit import REPEATS, Edit, Layer, TakenOver, buried, layers_of, overlay, said
 from trellis_core.sampling.multi_image import STOCHASTIC, unused_pictures
 from trellis_core.sampling.repaint import Known
 from trellis_core.sampling.run import Run, edited
@@ -56,6 +56,7 @@ from trellis_core.weights.bundle import Bundle, ModelIdentity, provenance
 
 STRUCTURE_LATENT = "structure_latent"  # names of tensors in a bundle
 LATENT = "latent"
+LATENTS = ("coords", LATENT)
 
 
 class Pipeline:
@@ -214,6 +215,9 @@ class Pipeline:
         with torch.inference_mode(), memory_errors("sampling"):
             z, raw = self._sample_structure(run, old, edit)
             coords = edit.merge(old["coords"], raw, run.num_samples)
+            voxels = edit.changes(old["coords"], raw, coords)
+            steps = run.samplers["structure"].steps
+            runtime.report("structure", steps, steps, said(voxels))
             kept = edit.taken_over(coords, old["coords"], old[LATENT], survivors=preserve_texture)
             latent = self._sample_latents(coords, run, kept)
         record = {
@@ -223,11 +227,12 @@ class Pipeline:
             "samplers": {name: asdict(sampler) for name, sampler in run.samplers.items()},
             "repeats": repeats,
             "preserve_texture": preserve_texture,
-            "voxels": edit.changes(old["coords"], raw, coords),
+            "voxels": voxels,
             "tokens": kept.counts(),
             "drift": dict(run.drift),
         }
-        return edited(bundle, {STRUCTURE_LATENT: z, **tensors_of(latent)}, record, images)
+        tensors = {**tensors_of(latent), **buried(bundle.tensors, LATENTS, inside)}
+        return edited(bundle, {STRUCTURE_LATENT: z, **tensors}, record, images)
 
     def decode(
         self,
@@ -246,21 +251,18 @@ class Pipeline:
         for name in wanted:
             self._require_format(name)
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
-        latent = SparseTensor(
-            bundle.tensors[LATENT].to(runtime.device),
-            bundle.tensors["coords"].to(runtime.device),
-            batch_size=bundle.info["num_samples"],
-        )
+        layers = layers_of(bundle.tensors, LATENTS)
         parts: dict[str, list[Any]] = {}
         with torch.inference_mode(), memory_errors("decoding"):
             runtime.report("decode", 0, len(wanted))
             for number, name in enumerate(wanted, start=1):
                 with self.networks.use(DECODERS[name], runtime) as decoder:
-                    parts[name] = stages.DECODE[name](decoder, latent)
+                    decoded = self._decode(decoder, layers, bundle.info["num_samples"], runtime)
+                    parts[name] = stages.READ[name](decoder, decoded)
                 runtime.report("decode", number, len(wanted))
         return [
             Decoded(**{name: values[sample] for name, values in parts.items()})
-            for sample in range(latent.batch_size)
+            for sample in range(bundle.info["num_samples"])
         ]
 
     def export(
@@ -413,6 +415,19 @@ class Pipeline:
             return x
         run.drift[stage] = known.drift(x)
         return known.put_back(x)
+
+    def _decode(self, decoder: Any, layers: Sequence[Layer], samples: int, runtime: Runtime) -> SparseTensor:
+        """What a decoder makes of an object: outside of an edit what it was, to the last bit."""
+        decoded: SparseTensor | None = None
+        for layer in layers:
+            coords, feats = (layer.tensors[name].to(runtime.device) for name in LATENTS)
+            made: SparseTensor = decoder(SparseTensor(feats, coords, samples))
+            if decoded is None or layer.inside is None:
+                decoded = made
+            else:
+                decoded = overlay(decoded, made, layer.inside, stages.cells_per_voxel(decoder))
+        assert decoded is not None  # there is always one layer
+        return decoded
 
     def _bundle(
         self,

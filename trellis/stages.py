@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trellis.flexicubes import CubeMesh, cube_meshes
 from trellis.models.latent_vae import SLatGaussianDecoder, SLatMeshDecoder, SLatRadianceFieldDecoder
@@ -41,21 +41,39 @@ def occupied_voxels(
 
 def decode_gaussians(decoder: SLatGaussianDecoder, latent: SparseTensor) -> list[Gaussians]:
     """Raw latents to one cloud per sample."""
-    return gaussians(decoder(latent), decoder.layout, decoder.offset_perturbation, decoder.resolution)
+    return read_gaussians(decoder, decoder(latent))
 
 
 def decode_fields(decoder: SLatRadianceFieldDecoder, latent: SparseTensor) -> list[RadianceField]:
     """Raw latents to one field per sample."""
-    return radiance_fields(decoder(latent), decoder.layout, decoder.resolution)
+    return read_fields(decoder, decoder(latent))
 
 
 def decode_meshes(decoder: SLatMeshDecoder, latent: SparseTensor) -> list[CubeMesh]:
     """Raw latents to one mesh per sample."""
-    return cube_meshes(decoder(latent), decoder.layout, decoder.mesh_resolution)
+    return read_meshes(decoder, decoder(latent))
 
 
-DECODE: Mapping[str, Callable[[Any, SparseTensor], list[Any]]] = {
-    "mesh": decode_meshes,
-    "gaussians": decode_gaussians,
-    "radiance_field": decode_fields,
+def read_gaussians(decoder: SLatGaussianDecoder, decoded: SparseTensor) -> list[Gaussians]:
+    """What the numbers of a decoder mean, one value per sample."""
+    return gaussians(decoded, decoder.layout, decoder.offset_perturbation, decoder.resolution)
+
+
+def read_fields(decoder: SLatRadianceFieldDecoder, decoded: SparseTensor) -> list[RadianceField]:
+    return radiance_fields(decoded, decoder.layout, decoder.resolution)
+
+
+def read_meshes(decoder: SLatMeshDecoder, decoded: SparseTensor) -> list[CubeMesh]:
+    return cube_meshes(decoded, decoder.layout, decoder.mesh_resolution)
+
+
+READ: Mapping[str, Callable[[Any, SparseTensor], list[Any]]] = {
+    "mesh": read_meshes,
+    "gaussians": read_gaussians,
+    "radiance_field": read_fields,
 }
+
+
+def cells_per_voxel(decoder: nn.Module) -> int:
+    """How finely a decoder cuts the voxels of the latent, along an axis."""
+    return decoder.mesh_resolution // decoder.resolution if isinstance(decoder, SLatMeshDecoder) else 1

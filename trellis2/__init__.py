@@ -28,7 +28,13 @@ def load(name_or_path: str | Path = "embedded", runtime: Runtime | None = None) 
     Without a `runtime` the best device is chosen, with the precision, kernels and residency that fit it.
     Nothing is downloaded. Raises `ModelError` when the model is not on this machine or damaged.
     """
-    from trellis2.loading import find_checkpoints, identify, open_networks, plan_for
+    from trellis2.loading import (
+        find_checkpoints,
+        find_structure_encoder,
+        identify,
+        open_networks,
+        plan_for,
+    )
     from trellis2.pipeline import Pipeline
     from trellis2.settings import read_settings
     from trellis_core.kernels.table import resolve_kernels
@@ -47,4 +53,5 @@ def load(name_or_path: str | Path = "embedded", runtime: Runtime | None = None) 
         plan = plan_for(folder, info, MemoryRequest())
         runtime = Runtime.of_plan(plan, device, resolve_kernels(info))
     known = folder.name if Path(name).is_dir() else name  # files get no local paths
-    return Pipeline(settings, open_networks(stems), identify(known, folder, stems), runtime)
+    networks = open_networks({**stems, **find_structure_encoder(folder, settings)})
+    return Pipeline(settings, networks, identify(known, folder, stems), runtime)

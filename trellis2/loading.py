@@ -33,6 +33,7 @@ from trellis_core.weights.verify import count_parameters
 
 IMAGE_ENCODER = "image_encoder"  # their names among the networks; pipeline.json keeps them apart
 TEXT_ENCODER = "text_encoder"
+STRUCTURE_ENCODER = "sparse_structure_encoder"
 FULL_PRECISION = (DINOv3ViT.__name__, CLIPTextEncoder.__name__)  # encoders run in float32, as released
 TEXTURING = "texturing_pipeline.json"
 
@@ -47,6 +48,15 @@ def find_checkpoints(folder: Path, settings: PipelineSettings, model: str) -> di
         extra = read_settings(folder / TEXTURING).models
         references |= {n: r for n, r in extra.items() if n not in references and is_present(folder, r)}
     return {name: hub.find_checkpoint(ref, folder, model=model) for name, ref in references.items()}
+
+
+def find_structure_encoder(folder: Path, settings: PipelineSettings) -> dict[str, Path]:
+    """The encoder that lies beside the structure decoder, when it is there: edits of some bundles need it."""
+    decoder = settings.models.get("sparse_structure_decoder", "")
+    reference = decoder.replace("ss_dec_", "ss_enc_").replace("_decoder", "_encoder")
+    if reference == decoder or not is_present(folder, reference):
+        return {}
+    return {STRUCTURE_ENCODER: hub.find_checkpoint(reference, folder)}
 
 
 def is_present(folder: Path, reference: str) -> bool:

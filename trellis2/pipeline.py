@@ -38,7 +38,7 @@ from trellis_core.models.networks import Networks
 from trellis_core.models.structure_vae import encode_cells, occupied_cells
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.condition import Condition, Picture
-from trellis_core.sampling.edit import REPEATS, Edit, TakenOver
+from trellis_core.sampling.edit import REPEATS, Edit, TakenOver, buried, layers_of, said
 from trellis_core.sampling.multi_image import STOCHASTIC, unused_pictures
 from trellis_core.sampling.normalization import Normalization
 from trellis_core.sampling.repaint import Known
@@ -54,6 +54,7 @@ STRUCTURE = "structure_coords"
 DRAFT = "draft_latent"
 SHAPE = "shape_latent"
 TEXTURE = "texture_latent"
+LATENTS = ("coords", SHAPE, TEXTURE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,11 +233,15 @@ class Pipeline:
         with torch.inference_mode(), memory_errors("sampling"):
             z, raw = self._sample_structure(run, old, coarse)
             coords = coarse.merge(old[STRUCTURE], raw, run.num_samples)
+            voxels = coarse.changes(old[STRUCTURE], raw, coords)
+            steps = run.samplers["structure"].steps
+            runtime.report("structure", steps, steps, said(voxels))
             latents = self._edit_shape(coords, old, coarse, fine, bundle.info["resolution"], run)
             tokens = latents[-1].coords
             kept = fine.taken_over(tokens, old["coords"], old[TEXTURE], survivors=preserve_texture)
             color = self._sample_texture(latents[-1], run, kept)
         tensors = {STRUCTURE_LATENT: z, STRUCTURE: coords, **self._latents(latents, color)}
+        tensors |= buried(bundle.tensors, LATENTS, fine.inside)
         record = {
             "regions": [region.facts() for region in regions],
             "condition": facts,
@@ -244,7 +249,7 @@ class Pipeline:
             "samplers": {name: asdict(sampler) for name, sampler in run.samplers.items()},
             "repeats": repeats,
             "preserve_texture": preserve_texture,
-            "voxels": coarse.changes(old[STRUCTURE], raw, coords),
+            "voxels": voxels,
             "tokens": fine.taken_over(tokens, old["coords"], old[SHAPE]).counts(),
             "drift": dict(run.drift),
         }
@@ -259,18 +264,28 @@ class Pipeline:
     ) -> list[VoxelMesh]:
         """Latents to raw meshes with material voxels, one per sample.
 
+        An edited object is decoded once for each edit and once for what it was before: outside of a region
+        its voxels are what they were, to the last bit.
         Raises `InputError` when the bundle was made by another model.
         """
         bundle.require_model(self.identity)
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
-        latent = SparseTensor(
-            bundle.tensors[SHAPE].to(runtime.device),
-            bundle.tensors["coords"].to(runtime.device),
-            batch_size=bundle.info["num_samples"],
-        )
-        color = latent.replace(bundle.tensors[TEXTURE].to(runtime.device))
-        with torch.inference_mode(), memory_errors("decoding"):
-            return self._decode(latent, color, bundle.info["resolution"], runtime)
+        resolution = bundle.info["resolution"]
+        with (
+            torch.inference_mode(),
+            memory_errors("decoding"),
+            self.networks.use("shape_slat_decoder", runtime) as shape_decoder,
+            self.networks.use("tex_slat_decoder", runtime) as texture_decoder,
+        ):
+            decoded = None
+            for layer in layers_of(bundle.tensors, LATENTS):
+                coords, shape, texture = (layer.tensors[name].to(runtime.device) for name in LATENTS)
+                latent = SparseTensor(shape, coords, bundle.info["num_samples"])
+                color = latent.replace(texture)
+                made = stages.decode_latents(shape_decoder, texture_decoder, latent, color, runtime)
+                decoded = made if decoded is None else stages.overlaid(decoded, made, layer, runtime)
+            assert decoded is not None  # there is always one layer
+            return stages.voxel_meshes(decoded, shape_decoder, resolution)
 
     def export(
         self,
@@ -573,16 +588,6 @@ class Pipeline:
             return x
         run.drift[stage] = known.drift(x)
         return known.put_back(x)
-
-    def _decode(
-        self, latent: SparseTensor, color: SparseTensor, resolution: int, runtime: Runtime
-    ) -> list[VoxelMesh]:
-        with (
-            self.networks.use("shape_slat_decoder", runtime) as shape_decoder,
-            self.networks.use("tex_slat_decoder", runtime) as texture_decoder,
-        ):
-            decoded = stages.decode_latents(shape_decoder, texture_decoder, latent, color, runtime)
-            return stages.voxel_meshes(decoded, shape_decoder, resolution)
 
     def _latents(self, shapes: Sequence[SparseTensor], color: SparseTensor) -> dict[str, Tensor]:
         """Tensors of a bundle."""

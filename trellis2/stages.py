@@ -23,6 +23,7 @@ from trellis_core.geometry.types import PBRVoxels, VoxelMesh
 from trellis_core.models import structure_vae
 from trellis_core.models.flow import encode_picture, encode_prompt, sample_flow  # noqa: F401
 from trellis_core.runtime import Runtime
+from trellis_core.sampling.edit import Layer, outside_changes, overlay
 from trellis_core.sampling.normalization import denormalize, normalize  # noqa: F401
 from trellis_core.sparse.tensor import SparseTensor
 
@@ -100,6 +101,21 @@ def decode_latents(
     attrs = decode_texture(texture_decoder, texture_latent, subdivisions)
     runtime.report("decode", 2, 2)
     return DecodedVoxels(shape, attrs, subdivisions)
+
+
+def overlaid(below: DecodedVoxels, above: DecodedVoxels, layer: Layer, runtime: Runtime) -> DecodedVoxels:
+    """An edited object: `above` in the region of its layer, `below` outside, to the last bit.
+
+    Says how many voxels outside the decoders would have changed, which look beyond the region.
+    """
+    assert layer.inside is not None  # only the first layer is everywhere
+    factor = 2 ** len(above.subdivisions)
+    outside, changed = outside_changes(below.shape, above.shape, layer.inside, factor)
+    note = f"kept {outside:,} voxels outside of the region; decoding would have changed {changed:,} of them"
+    runtime.report("decode", 2, 2, note)
+    parts = ((below.shape, above.shape), (below.attrs, above.attrs))
+    shape, attrs = (overlay(*pair, layer.inside, factor) for pair in parts)
+    return DecodedVoxels(shape, attrs, above.subdivisions)
 
 
 def decode_texture(

@@ -1,15 +1,17 @@
 """What an edit keeps and what it makes anew, cell by cell.
 
 Local editing (TRELLIS, Xiang et al., 2024, section 3.4): the structure is sampled anew in a region, then the
-latents of its cells; everything else is taken over. Knows nothing about networks or about how a region is
-described: a region is a grid of booleans here.
+latents of its cells; everything else is taken over. Decoders look beyond a cell, so an edited object keeps
+the latents that it had before as a layer: outside of the region it is what these decode to. Knows nothing
+about networks or about how a region is described: a region is a grid of booleans here.
 
-Letters: B samples, N old cells, K cells after the edit, C channels, R grid, r grid of the structure latent.
+Letters: B samples, N old cells, K cells after the edit, C channels, R grid, r grid of the structure latent,
+V voxels that a decoder made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,9 @@ from trellis_core.sparse.order import find_sorted, sort_keys
 from trellis_core.sparse.tensor import SparseTensor
 
 REPEATS = 2  # how often an edit does every step, see `Known`
+BEFORE = "before"
+LAYER = BEFORE + "{number}.{name}"  # names of tensors in a bundle
+INSIDE = "inside"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,8 +66,7 @@ class Edit:
         coords: Tensor,  # int32 [N, 4]
     ) -> Tensor:  # bool [N]
         """Which cells lie inside."""
-        x, y, z = coords[:, 1:].long().unbind(1)
-        return self.inside.to(coords.device)[x, y, z]
+        return in_cells(coords, self.inside, 1)
 
     def taken_over(
         self,
@@ -133,6 +137,81 @@ class TakenOver:
     def put_back(self, latent: SparseTensor) -> SparseTensor:
         """`latent` with the old values where they stay, to the last bit."""
         return latent.replace(torch.where(self.keep, self.latents, latent.feats))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """Latents of an edited object after one of its edits, or before all of them."""
+
+    tensors: Mapping[str, Tensor]
+    inside: Tensor | None  # bool [R, R, R]  where it hides the layers before; None: everywhere
+
+
+def layers_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[Layer]:
+    """The layers of a bundle, oldest first; `names` are those of its latents."""
+    layers: list[Layer] = []
+    inside = None
+    while (mask := LAYER.format(number=len(layers), name=INSIDE)) in tensors:
+        found = {name: tensors[LAYER.format(number=len(layers), name=name)] for name in names}
+        layers.append(Layer(found, inside))
+        inside = tensors[mask]
+    return [*layers, Layer({name: tensors[name] for name in names}, inside)]
+
+
+def buried(
+    tensors: Mapping[str, Tensor],  # of the bundle before an edit
+    names: Sequence[str],
+    inside: Tensor,  # bool [R, R, R]  the edit's
+) -> dict[str, Tensor]:
+    """The layers below an edit, as its bundle keeps them."""
+    *_, last = layers = layers_of(tensors, names)
+    number = len(layers) - 1
+    earlier = {name: tensor for name, tensor in tensors.items() if name.startswith(BEFORE)}
+    mine = {LAYER.format(number=number, name=name): tensor for name, tensor in last.tensors.items()}
+    return {**earlier, **mine, LAYER.format(number=number, name=INSIDE): inside}
+
+
+def overlay(
+    below: SparseTensor,  # [V, X]  decoded from the latents before an edit
+    above: SparseTensor,  # [W, X]  and after it
+    inside: Tensor,  # bool [R, R, R]  in cells of the latents
+    factor: int,  # voxels per cell along an axis
+) -> SparseTensor:
+    """Voxels of cells inside from `above`, all others from `below`, to the last bit."""
+    old, new = (in_cells(x.coords, inside, factor) for x in (below, above))
+    coords = torch.cat([below.coords[~old], above.coords[new]])
+    feats = torch.cat([below.feats[~old], above.feats[new]])
+    order = torch.argsort(coords[:, 0], stable=True)
+    return SparseTensor(feats[order], coords[order], below.batch_size)
+
+
+def in_cells(
+    coords: Tensor,  # int32 [V, 4]
+    inside: Tensor,  # bool [R, R, R]
+    factor: int,
+) -> Tensor:  # bool [V]
+    """Which voxels belong to a cell of the region."""
+    x, y, z = (coords[:, 1:] // factor).long().unbind(1)
+    return inside.to(coords.device)[x, y, z]
+
+
+def outside_changes(below: SparseTensor, above: SparseTensor, inside: Tensor, factor: int) -> tuple[int, int]:
+    """Voxels of `below` outside of the region, and how many there are in only one of the two."""
+    old, new = (x.coords[~in_cells(x.coords, inside, factor)] for x in (below, above))
+    size = len(inside) * factor
+    changed = (rows_in(old, new, size) < 0).sum() + (rows_in(new, old, size) < 0).sum()
+    return len(old), int(changed)
+
+
+def said(voxels: Mapping[str, int]) -> str:
+    """What to say of `Edit.changes`; empty when nothing outside of the region would have changed."""
+    changed, outside = voxels["outside_changed_as_sampled"], voxels["outside"]
+    if not changed:
+        return ""
+    return (
+        f"the model would have changed {changed:,} voxels outside of the region, where there are {outside:,}; "
+        "they were kept (what is cut off at the border may fit into a larger region)"
+    )
 
 
 def touched(

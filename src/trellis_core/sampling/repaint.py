@@ -65,7 +65,8 @@ def sample_repaint(
     def merged(x: Tensor, t: float) -> Tensor:
         return torch.where(known.keep, (1 - t) * known.values + sigma(t) * path, x)
 
-    x, path = values(noise), values(noise)  # `path`: the noise that the known part comes from
+    x: Tensor = values(noise)
+    path: Tensor = x  # the noise that the known part comes from
     for step, (t, t_next) in enumerate(pairwise(timesteps)):
         rounds = known.repeats if t < 1 else 1  # from t=1 there is only noise to go back to
         for again in reversed(range(rounds)):

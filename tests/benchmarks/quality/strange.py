@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.benchmarks.quality.generate import Model, Result, generate, picture_tokens
 from tests.benchmarks.quality.judges import Judges
 from tests.benchmarks.quality.table import name_categories
-from trellis2.condition import prepare_picture
 from trellis_core.errors import InputError
 from trellis_core.image.background import choose_background_remover
+from trellis_core.image.preprocess import preprocess_picture
+from trellis_core.io.pictures import prepare_picture
 from trellis_core.models.familiarity import FamiliarityFacts, familiarity
 
 SIDE = 256
@@ -37,10 +38,10 @@ def judge_strange(
     seen, said = [], []
     for picture in pictures.values():
         try:
-            seen.append(prepare_picture(picture, *choose_background_remover("auto"))[0])
+            seen.append(prepare_picture(picture, preprocess_picture, *choose_background_remover("auto"))[0])
             said.append("")
         except InputError as error:
-            seen.append(prepare_picture(picture, None)[0])
+            seen.append(prepare_picture(picture, preprocess_picture, None)[0])
             said.append(f"refused: {error.message}")
     cond = picture_tokens(model, seen)
     results = generate(model, cond, [0] * len(seen))
