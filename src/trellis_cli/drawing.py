@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 STILLS = (".png", ".jpg", ".jpeg")
 FILMS = (".mp4", ".webp", ".gif")
 VOXELS = "voxels"  # a mode here: the voxels that a run decodes to, in their colors
-MAPS = ("base-color", "metallic", "roughness", "normal", "depth", "mask")  # drawn on black
-MODES = ("color", "clay", "wireframe", *MAPS, VOXELS)
+MAPS = ("normal", "depth", "mask")  # drawn on black
+MODES = ("color", "base-color", "metallic", "roughness", "clay", "wireframe", *MAPS, VOXELS)
 STUDIO, EVEN = "studio", "even"  # environments that are no pictures
 AUTO, TRANSPARENT = "auto", "transparent"
 WHOLE_CUBE, WHOLE_OBJECT = "cube", "object"
@@ -91,7 +91,8 @@ class Drawing:
             raise UsageError("`--frames` and `--seconds` are for films", hint=hint)
         if background == TRANSPARENT and path.suffix.lower() in (".jpg", ".jpeg"):
             raise UsageError("JPEG cannot be transparent", hint="write a `.png`")
-        backdrop_of(background, "color")
+        if background not in (AUTO, STUDIO, TRANSPARENT):
+            plain_color(background)
         if environment not in (STUDIO, EVEN):
             files.check_input(Path(environment), "environment")
         count = len(views) or count or VIEWS
@@ -143,24 +144,29 @@ def check_memory(pictures: int, size: int) -> None:
         )
 
 
-def backdrop_of(background: str, mode: str) -> Backdrop:
-    """A color's name, `#RRGGBB`, `studio` or `transparent`; `auto` is black for maps. Raises `UsageError`."""
+def plain_color(name: str) -> tuple[int, int, int]:
+    """A color by its name or as `#RRGGBB`. Raises `UsageError`."""
     from PIL import ImageColor
 
-    if background == AUTO:
-        background = "black" if mode in MAPS else STUDIO
-    if background == TRANSPARENT:
-        return None
-    if background == STUDIO:
-        return (237, 237, 240), (199, 201, 207)
     try:
-        color = ImageColor.getrgb(background)[:3]
+        red, green, blue = ImageColor.getrgb(name)[:3]
     except ValueError:
         raise UsageError(
-            f"unknown background `{background}`",
-            hint="give studio, transparent, a color such as white, or #RRGGBB",
+            f"unknown background `{name}`", hint="give studio, transparent, a color such as white, or #RRGGBB"
         ) from None
-    return (color, color)
+    return red, green, blue
+
+
+def backdrop_of(background: str, mode: str) -> Backdrop:
+    """`studio`, `transparent` or a color; `auto` is black for maps, and the studio for all else."""
+    from trellis_core.render.subject import STUDIO as GRADIENT
+
+    if background == TRANSPARENT:
+        return None
+    if background == STUDIO or (background == AUTO and mode not in MAPS):
+        return GRADIENT
+    color = plain_color("black" if background == AUTO else background)
+    return color, color
 
 
 def open_light(drawing: Drawing) -> Light:
@@ -194,8 +200,8 @@ def shots_of(drawing: Drawing, forms: Mapping[str, Subject], light: Light) -> li
     elif drawing.frame == WHOLE_CUBE:
         cameras = [named_view(view) for view in drawing.views]
     else:
-        points = outline(subject)
-        cameras = [fitted_camera(points, view) for view in drawing.views]
+        points, reach = outline(subject)
+        cameras = [fitted_camera(points, view, reach) for view in drawing.views]
     shots = []
     for mode in drawing.modes or default_modes(drawing, forms):
         shown, known = (forms.get(VOXELS), ("color",)) if mode == VOXELS else (subject, modes_of(subject))
@@ -227,7 +233,20 @@ def draw(drawing: Drawing, shots: Sequence[Shot], path: Path, runtime: Runtime) 
         from trellis_core.io.video import FILM_ENCODERS
 
         return FILM_ENCODERS[path.suffix.lower()](pictures, drawing.frames / drawing.seconds)
-    return encode_still(arrange(list(pictures), drawing.count), path)
+    block = drawing.count if drawing.count > 1 else len(shots)
+    return encode_still(arrange(list(pictures), block), path)
+
+
+def drawable(runtime: Runtime) -> Runtime:
+    """Where to draw: on the processor instead of Apple's GPU, which has no 64-bit numbers for exact edges."""
+    if runtime.device.type != "mps":
+        return runtime
+    import torch
+
+    from trellis_core.kernels.table import resolve_kernels
+    from trellis_core.memory.devices import describe_processor
+
+    return replace(runtime, device=torch.device("cpu"), kernels=resolve_kernels(describe_processor()))
 
 
 def encode_still(pixels: Tensor, path: Path) -> bytes:

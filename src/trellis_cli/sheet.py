@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from trellis_cli.drawing import drawable
 from trellis_core.geometry.types import Asset
 from trellis_core.render.subject import Look, Subject, as_subject, modes_of
 from trellis_core.render.turntable import contact_sheet
@@ -19,5 +20,5 @@ def draw_asset(thing: Subject | Asset, runtime: Runtime, modes: Sequence[str] = 
     """A row of views for each mode that `thing` can be shown in."""
     subject = as_subject(thing)
     looks = [Look(mode=mode) for mode in modes if mode in modes_of(subject)]
-    sheet = contact_sheet(subject, runtime.reporting(silent), size=SIDE, looks=looks)
+    sheet = contact_sheet(subject, drawable(runtime).reporting(silent), size=SIDE, looks=looks)
     return Image.fromarray(sheet.numpy())

@@ -30,6 +30,7 @@ HEADER = 1 << 16  # bytes of a PLY that are searched for its columns
 LONGEST_HEADER = 1 << 27  # bytes of a safetensors header
 
 FORMS = ("gaussians", "mesh", "radiance-field", "voxels")  # of runs of TRELLIS v1, best first
+NEARLY = 0.51  # how far what is drawn as it is may reach
 SMALLEST = 0.1  # longest side of what is drawn as it is
 
 
@@ -183,13 +184,12 @@ def unit_sized(subject: Subject) -> Subject:
     """The subject itself when it lies in the unit cube and is not tiny; else moved and scaled to fit."""
     from trellis_core.geometry.fields import Gaussians
     from trellis_core.geometry.types import Mesh
-    from trellis_core.render.subject import outline
+    from trellis_core.render.subject import bounds_of
     from trellis_core.render.surface import PaintedMesh
 
-    points = outline(subject).double()
-    low, high = points.amin(0), points.amax(0)
+    low, high = bounds_of(subject)
     extent = float((high - low).max())
-    inside = float(points.abs().max()) <= 0.51
+    inside = float(low.min()) >= -NEARLY and float(high.max()) <= NEARLY
     if extent <= 0:
         raise InputError("all its points lie in one place: there is nothing to draw", hint="repair it first")
     if inside and extent >= SMALLEST:

@@ -22,7 +22,7 @@ from trellis_core.kernels.table import resolve_kernels
 from trellis_core.memory.devices import DeviceInfo
 from trellis_core.render.bake_views import ViewBakeSettings, bake_views
 from trellis_core.render.radiance import camera_rays, march_rays, render_radiance
-from trellis_core.render.subject import Look, draw_subject, view_subject, view_voxels
+from trellis_core.render.subject import Look, draw_subject, view_subject
 from trellis_core.render.turntable import framed_cameras
 from trellis_core.runtime import Runtime
 
@@ -56,7 +56,7 @@ def field_of(voxels: PBRVoxels, density: float = 2000.0, ranks: int = 2, samples
 def test_a_dense_field_looks_like_its_voxels():
     voxels = shell()
     ours, _ = view_subject(field_of(voxels), CAMERA, 64, RUNTIME)
-    theirs, _ = view_voxels(voxels, voxels.attrs[:, :3], CAMERA, 64, RUNTIME, 1)
+    theirs, _ = view_subject(voxels, CAMERA, 64, RUNTIME)
     assert ((ours.alpha > 0.5) == (theirs.alpha > 0.5)).float().mean() > 0.99
     both = (ours.alpha > 0.9) & (theirs.alpha > 0.9)
     assert (ours.color - theirs.color).abs().mean(2)[both].median() < 0.02

@@ -245,7 +245,7 @@ def _draw(
     from trellis_core.render.subject import on_device
     from trellis_core.runtime import cancellable
 
-    runtime = runtime.reporting(cancellable(progress, console.is_interrupted))
+    runtime = drawing.drawable(runtime).reporting(cancellable(progress, console.is_interrupted))
     with torch.inference_mode(), memory_errors("drawing"):
         forms = {name: on_device(subject, runtime.device) for name, subject in forms.items()}
         shots = drawing.shots_of(wanted, forms, light)

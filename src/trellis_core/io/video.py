@@ -19,6 +19,7 @@ from trellis_core.io.files import write_file
 
 INSTALL_HINT = "install it with `pip install av`, or write an animated `.webp`"
 QUALITY = {"crf": "18", "preset": "medium"}  # of H.264: no loss that one sees
+BT709, LIMITED = 1, 1  # as numbered in ITU-T H.273, and by FFmpeg
 CENTISECOND = 10  # milliseconds, the clock of GIF
 
 Frames = Iterable[Tensor]  # uint8 [H, W, 3 or 4] each, of one size
@@ -52,8 +53,12 @@ def encode_mp4(frames: Frames, fps: float) -> bytes:
                 height, width = check_mp4(frame)
                 stream = film.add_stream("h264", rate=Fraction(fps).limit_denominator(1000), options=QUALITY)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                context = stream.codec_context  # say what the numbers mean, or players guess
+                context.colorspace = context.color_primaries = context.color_trc = BT709
+                context.color_range = LIMITED
             picture = av.VideoFrame.from_ndarray(frame.cpu().contiguous().numpy(), format="rgb24")
-            film.mux(stream.encode(picture))
+            coded = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
+            film.mux(stream.encode(coded))
         if stream is not None:
             film.mux(stream.encode(None))
     return buffer.getvalue()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trellis_core.geometry.camera import Camera
 
 FAINT = 1e-3  # alpha of pixels whose depth means nothing
+SPLINE = (1 / 16, 1 / 4, 3 / 8, 1 / 4, 1 / 16)
+OUTLIER = 3.0  # times the median distance from the median
+PINHOLES = 2  # passes of the median, each of which closes holes of about three pixels
+TOLERANCE = 0.01  # world units, per pixel of distance: what is no jump in depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,42 @@ class FieldImage:
     def over(self, background: Sequence[float]) -> Tensor:  # float32 [H, W, 3]
         """The picture before a plain background."""
         return self.color + (1 - self.alpha)[..., None] * self.color.new_tensor(background)
+
+
+def smooth_depth(
+    depth: Tensor,  # float32 [H, W]
+    mask: Tensor,  # bool [H, W]
+) -> Tensor:  # float32 [H, W]
+    """Depth without pinholes, the grain of single Gaussians and steps of rays; 0 outside the mask.
+
+    Outliers give way to the median around them; then everything but jumps is smoothed: Dammertz et al.,
+    "Edge-Avoiding À-Trous Wavelet Transform" (2010).
+    """
+    for _ in range(PINHOLES):
+        known = torch.where(mask, depth, torch.nan)
+        median = median_around(known)
+        spread = median_around((known - median).abs())
+        depth = torch.where(mask & ((known - median).abs() > OUTLIER * spread), median, depth)
+    passes = max(1, round(math.log2(max(depth.shape[0], 1) / 128)) + 1)
+    height, width = depth.shape
+    for level in range(passes):
+        step = 1 << level
+        known, value = (F.pad(x[None, None], [2 * step] * 4)[0, 0] for x in (mask.float(), depth))
+        total, weight = torch.zeros_like(depth), torch.zeros_like(depth)
+        for i, row in enumerate(SPLINE):
+            for j, column in enumerate(SPLINE):
+                part = slice(i * step, i * step + height), slice(j * step, j * step + width)
+                jump = (value[part] - depth) / (TOLERANCE * step)
+                share = row * column * known[part] * torch.exp(-jump * jump)
+                total, weight = total + share * value[part], weight + share
+        depth = torch.where(mask, total / weight.clamp(min=1e-9), 0.0)
+    return depth
+
+
+def median_around(values: Tensor) -> Tensor:  # float32 [H, W]
+    """The median of 5 x 5 pixels, NaN left out."""
+    around = F.pad(values[None, None], [2] * 4, value=torch.nan).unfold(2, 5, 1).unfold(3, 5, 1)
+    return around.reshape(*values.shape, 25).nanmedian(2).values
 
 
 def depth_normals(
@@ -62,5 +104,5 @@ def depth_normals(
         side = torch.where(chosen, torch.cat([blank, step], dim), torch.cat([step, blank], dim))
         sides.append(torch.where(torch.isfinite(torch.minimum(before, after))[..., None], side, 0.0))
     normal = torch.linalg.cross(sides[1], sides[0])  # down, right: towards the viewer
-    normal = torch.nn.functional.normalize(normal, dim=2)
+    normal = F.normalize(normal, dim=2)
     return torch.where(mask.to(device)[..., None], normal, 0.0)

@@ -7,6 +7,7 @@ Letters: N Gaussians or voxels, V vertices, F faces, H height, W width (equal he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from trellis_core.errors import InputError, UsageError
 from trellis_core.geometry.camera import Camera
 from trellis_core.geometry.fields import Gaussians, RadianceField
 from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
-from trellis_core.render.field_image import FieldImage, depth_normals
+from trellis_core.render.field_image import FieldImage, depth_normals, smooth_depth
 from trellis_core.render.gaussian import render_gaussians
 from trellis_core.render.mesh import render_mesh
 from trellis_core.render.pbr import SHADERS, RenderSettings, average_blocks, render_pbr
@@ -33,6 +34,7 @@ Backdrop = tuple[Color, Color] | None  # at the top and at the bottom; None: tra
 
 VISIBLE = 0.05  # opacity of Gaussians that count for the framing
 SOLID = 0.5  # alpha of pixels that have a normal
+KNOWN = 0.25  # alpha of pixels that have a depth
 NEAREST, FARTHEST = 1.0, 0.25  # brightness of depth across the object
 GREY = 0.72  # of clay
 SHADE = 0.75  # brightness of the sides of voxels that are turned away most
@@ -141,7 +143,7 @@ def draw_part(
         settings = RenderSettings(light=look.light, supersampling=look.supersampling)
         return render_pbr(subject, camera, size, runtime, settings, look.mode)
     if look.mode == "color" and isinstance(subject, Gaussians | RadianceField | PBRVoxels):
-        image, _ = view_subject(subject, camera, size, runtime, look.supersampling)
+        image = view_colors(subject, camera, size, runtime, look.supersampling)
         color, alpha = image.color / image.alpha.clamp(min=1e-6)[..., None], image.alpha
     elif look.mode in SHADERS and isinstance(subject, PBRVoxels):
         color, alpha = view_attributes(subject, look.mode, camera, size, runtime, look.supersampling)
@@ -159,10 +161,7 @@ ShapeMap = Callable[[Seen, Camera, tuple[float, float]], tuple[Tensor, Tensor]] 
 
 def as_clay(seen: Seen, camera: Camera, reach: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Lambert's law with a light at the viewer's left shoulder, and some from everywhere."""
-    right, down, forward = camera.extrinsics[:3, :3].to(seen.normal)
-    light = torch.nn.functional.normalize(-forward - 0.5 * right - 0.6 * down, dim=0)
-    lambert = (seen.normal @ light).clamp(min=0)
-    return (GREY * (0.4 + 0.7 * lambert))[..., None].expand(-1, -1, 3), seen.alpha
+    return (GREY * (0.4 + 0.7 * lambert(seen.normal, camera)))[..., None].expand(-1, -1, 3), seen.alpha
 
 
 def as_wireframe(seen: Seen, camera: Camera, reach: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -181,7 +180,7 @@ def as_depth(seen: Seen, camera: Camera, reach: tuple[float, float]) -> tuple[Te
     near, far = reach
     share = ((seen.depth - near) / max(far - near, 1e-6)).clamp(0, 1)
     shade = NEAREST + (FARTHEST - NEAREST) * share
-    return shade[..., None].expand(-1, -1, 3), (seen.depth > 0).float()
+    return shade[..., None].expand(-1, -1, 3), (seen.alpha >= KNOWN).float()
 
 
 def as_mask(seen: Seen, camera: Camera, reach: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -241,16 +240,34 @@ def view_subject(
 ) -> tuple[FieldImage, Tensor]:  # and float32 [H, W, 3] normals in world space, 0 where unknown
     """Color, alpha, depth and normals of what is no mesh."""
     if isinstance(subject, PBRVoxels):
-        image, normals = view_voxels(subject, subject.attrs[:, :3], camera, size, runtime, supersampling)
-        right, down, forward = camera.extrinsics[:3, :3].to(normals)
-        light = torch.nn.functional.normalize(-forward - 0.5 * right - 0.6 * down, dim=0)
-        shade = SHADE + (1 - SHADE) * (normals @ light).clamp(0, 1)
-        return replace(image, color=image.color * shade[..., None]), normals
-    if isinstance(subject, Gaussians):
-        image = render_gaussians(subject, camera, size, runtime, supersampling=supersampling)
-    else:
-        image = render_radiance(subject, camera, size, runtime, supersampling=supersampling)
-    return image, depth_normals(image.depth, image.alpha >= SOLID, camera)
+        return view_voxels(subject, subject.attrs[:, :3], camera, size, runtime, supersampling)
+    image = view_colors(subject, camera, size, runtime, supersampling)
+    solid = image.alpha >= SOLID
+    return image, depth_normals(smooth_depth(image.depth, solid), solid, camera)
+
+
+def view_colors(
+    subject: Gaussians | RadianceField | PBRVoxels,
+    camera: Camera,
+    size: int,
+    runtime: Runtime,
+    supersampling: int,
+) -> FieldImage:
+    """Colors as they are; only the sides of voxels differ in brightness, so that one sees them."""
+    if isinstance(subject, Gaussians):  # their screen filter does what more samples would do
+        return render_gaussians(subject, camera, size, runtime)
+    if isinstance(subject, RadianceField):
+        return render_radiance(subject, camera, size, runtime, supersampling=supersampling)
+    image, normals = view_subject(subject, camera, size, runtime, supersampling)
+    shade = SHADE + (1 - SHADE) * lambert(normals, camera)
+    return replace(image, color=image.color * shade[..., None])
+
+
+def lambert(normals: Tensor, camera: Camera) -> Tensor:  # float32 [H, W, 3] -> [H, W]
+    """Light from the viewer's left shoulder."""
+    right, down, forward = camera.extrinsics[:3, :3].to(normals)
+    light = torch.nn.functional.normalize(-forward - 0.5 * right - 0.6 * down, dim=0)
+    return (normals @ light).clamp(0, 1)
 
 
 COLUMNS: Mapping[str, tuple[int, int, int]] = {  # of PBRVoxels.attrs
@@ -297,29 +314,33 @@ def view_voxels(
 # --- how large ---------------------------------------------------------------------------------------
 
 
-def outline(subject: Subject) -> Tensor:  # float32 [N, 3]  world space
-    """Points that must be in a picture of the subject. Raises `InputError` when there is nothing to see."""
+def outline(subject: Subject) -> tuple[Tensor, Tensor]:  # float32 [N, 3] world space, [N]
+    """Balls that must be in a picture of the subject. Raises `InputError` when there is nothing to see."""
     if isinstance(subject, PaintedMesh | VoxelMesh):
         subject = subject.mesh
     if isinstance(subject, Mesh):
         points = subject.vertices[subject.faces.long().unique()]
+        reach = torch.zeros_like(points[:, 0])
     elif isinstance(subject, Gaussians):
         shown = subject.opacities[:, 0] > VISIBLE
-        reach = 2 * subject.scales[shown].amax(1, keepdim=True)
-        points = torch.cat([subject.positions[shown] - reach, subject.positions[shown] + reach])
+        points, reach = subject.positions[shown], 3 * subject.scales[shown].amax(1)
     else:
-        low = subject.coords.float() / subject.resolution - 0.5
-        points = torch.cat([low, low + 1 / subject.resolution])
-    points = points[torch.isfinite(points).all(1)]
-    if not len(points):
+        points = (subject.coords.float() + 0.5) / subject.resolution - 0.5
+        reach = torch.full_like(points[:, 0], math.sqrt(3) / 2 / subject.resolution)
+    known = torch.isfinite(points).all(1) & torch.isfinite(reach)
+    if not bool(known.any()):
         raise InputError("there is nothing to draw", hint="try another seed or another picture")
-    return points.detach()
+    return points[known].detach(), reach[known].detach()
+
+
+def bounds_of(subject: Subject) -> tuple[Tensor, Tensor]:  # float64 [3] lowest and highest corner
+    points, reach = (x.double().cpu() for x in outline(subject))
+    return (points - reach[:, None]).amin(0), (points + reach[:, None]).amax(0)
 
 
 def depth_range(subject: Subject, camera: Camera) -> tuple[float, float]:
     """Nearest and farthest depth of a ball around the subject, the same from all sides."""
-    points = outline(subject)
-    low, high = points.amin(0).double().cpu(), points.amax(0).double().cpu()
+    low, high = bounds_of(subject)
     middle = (camera.extrinsics @ torch.cat([(low + high) / 2, torch.ones(1, dtype=torch.float64)]))[2].item()
     reach = (high - low).norm().item() / 2
     return max(middle - reach, 0.0), middle + reach

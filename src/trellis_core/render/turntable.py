@@ -77,7 +77,8 @@ def draw_shots(
 
 def framed_cameras(subject: Subject, views: Sequence[tuple[float, float]]) -> list[Camera]:
     """Cameras for (yaw, pitch) pairs, at one distance from which all of the subject is in the picture."""
-    return cameras_around(outline(subject), views)
+    points, reach = outline(subject)
+    return cameras_around(points, views, reach)
 
 
 def arrange(

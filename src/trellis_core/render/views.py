@@ -40,20 +40,21 @@ def named_view(view: View) -> Camera:
 def fitted_camera(
     points: Tensor,  # float [N, 3]  world space
     view: View,
+    reach: Tensor | float = 0.0,  # float [N]  radii of balls around the points
 ) -> Camera:
     """The camera of a view, as near as possible with all points in its picture."""
     yaw, pitch = parse_view(view) if isinstance(view, str) else view
-    points = points.double().cpu()
-    low, high = points.amin(0), points.amax(0)
-    center = (low + high) / 2
-    reach = max((high - low).norm().item() / 2, 1e-6)
+    points, spread = points.double().cpu(), torch.as_tensor(reach).double().cpu()
+    center = (points.amin(0) + points.amax(0)) / 2
     target = tuple(center.tolist())
     turn = FRONT - math.radians(yaw)
-    start = orbit_camera(turn, math.radians(pitch), radius=2 * reach, fov=FOV, target=target)
-    across = (points - center) @ start.extrinsics[:3, :3].T
-    # |x| / (radius + z) must not exceed the tangent
-    needed = (across[:, :2].abs().amax(1) * MARGIN / math.tan(FOV / 2) - across[:, 2]).max().item()
-    radius = max(needed, reach)
+    start = orbit_camera(turn, math.radians(pitch), fov=FOV, target=target)
+    local = (points - center) @ start.extrinsics[:3, :3].T
+    # a ball beside the axis is in the picture when |x| cos - z sin + reach is at most radius sin
+    sine, cosine = math.sin(FOV / 2), math.cos(FOV / 2)
+    needed = local[:, :2].abs().amax(1) * cosine - local[:, 2] * sine + spread
+    behind = (spread - local[:, 2]).max().item()
+    radius = max(needed.max().item() / sine * MARGIN, behind * MARGIN, 1e-3)
     return orbit_camera(turn, math.radians(pitch), radius=radius, fov=FOV, target=target)
 
 
@@ -65,11 +66,12 @@ def around(count: int, *, start: float = START, pitch: float = PITCH) -> list[tu
 def cameras_around(
     points: Tensor,  # float [N, 3]  world space
     views: Sequence[tuple[float, float]],  # yaw and pitch in radians
+    reach: Tensor | float = 0.0,  # float [N]  radii of balls around the points
 ) -> list[Camera]:
     """Cameras at one distance from which all points are in every picture."""
-    points = points.double().cpu()
+    points, spread = points.double().cpu(), torch.as_tensor(reach).double().cpu()
     center = (points.amin(0) + points.amax(0)) / 2
-    reach = (points - center).norm(dim=1).max().item()
-    radius = max(reach, 1e-3) * MARGIN / math.sin(FOV / 2)
+    farthest = ((points - center).norm(dim=1) + spread).max().item()
+    radius = max(farthest, 1e-3) * MARGIN / math.sin(FOV / 2)
     x, y, z = center.tolist()
     return [orbit_camera(yaw, pitch, radius=radius, fov=FOV, target=(x, y, z)) for yaw, pitch in views]
