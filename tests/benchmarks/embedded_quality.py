@@ -50,11 +50,11 @@ from tests.benchmarks.quality.text import (
     true_cases,
 )
 from tests.benchmarks.quality.truth import Truth, from_another_renderer, make_truths, on_white
-from trellis2.condition import prepare_picture
 from trellis_core import __version__
 from trellis_core.errors import InputError
 from trellis_core.geometry.types import VoxelMesh
 from trellis_core.image.background import choose_background_remover
+from trellis_core.image.preprocess import preprocess_picture
 from trellis_core.models.familiarity import FamiliarityFacts, familiarity, fit_familiarity, mean_token
 from trellis_core.training.synthetic.captions import make_captions, prompt_cases
 from trellis_core.training.synthetic.objects import (
@@ -211,7 +211,7 @@ def judge_renderer(bench: Bench) -> dict[str, Any]:
     keyed, kept = [], []
     for truth, picture in zip(truths, pictures, strict=True):
         try:
-            keyed.append(prepare_picture(on_white(picture), *choose_background_remover("auto"))[0])
+            keyed.append(preprocess_picture(on_white(picture), choose_background_remover("auto")[0]))
             kept.append(truth)
         except InputError as error:
             bench.log(f"seed {truth.seed} before white: {error}")

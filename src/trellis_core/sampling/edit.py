@@ -80,9 +80,10 @@ class Edit:
         rows = rows_in(coords, old, len(self.inside))
         if not survivors:
             rows = torch.where(self.holds(coords), -1, rows)
-        keep = (rows >= 0)[:, None]
-        values = torch.where(keep, latents[rows.clamp_min(0)], 0)
-        return TakenOver(values, keep, self.draw, self.repeats)
+        keep = rows >= 0
+        values = latents.new_zeros(len(coords), latents.shape[1])
+        values[keep] = latents[rows[keep]]
+        return TakenOver(values, keep[:, None], self.draw, self.repeats)
 
     def changes(
         self,
@@ -177,11 +178,11 @@ def overlay(
     inside: Tensor,  # bool [R, R, R]  in cells of the latents
     factor: int,  # voxels per cell along an axis
 ) -> SparseTensor:
-    """Voxels of cells inside from `above`, all others from `below`, to the last bit."""
+    """Voxels of cells inside from `above`, all others from `below`, to the last bit; sorted."""
     old, new = (in_cells(x.coords, inside, factor) for x in (below, above))
     coords = torch.cat([below.coords[~old], above.coords[new]])
     feats = torch.cat([below.feats[~old], above.feats[new]])
-    order = torch.argsort(coords[:, 0], stable=True)
+    order = torch.argsort(_keys(coords, len(inside) * factor))
     return SparseTensor(feats[order], coords[order], below.batch_size)
 
 
@@ -209,8 +210,8 @@ def said(voxels: Mapping[str, int]) -> str:
     if not changed:
         return ""
     return (
-        f"the model would have changed {changed:,} voxels outside of the region, where there are {outside:,}; "
-        "they were kept (what is cut off at the border may fit into a larger region)"
+        f"the model would have changed {changed:,} voxels outside of the region, where there are "
+        f"{outside:,}; they were kept (what is cut off at the border may fit into a larger region)"
     )
 
 
