@@ -36,7 +36,7 @@ FRAMES, SECONDS, VIEWS = 60, 4.0, 4
 SIZE, SHEET_SIZE = 512, 384  # pixels of a picture, and of one in a sheet
 WORKING = 1_300_000_000  # bytes that drawing itself takes, measured at the largest part of a picture
 COPIES = 12  # bytes per pixel of a sheet: picture, sheet, and what is handed to the encoder
-AV_HINT = "install it with `pip install av`, or write an animated `.webp`"
+AV_HINT = "install it with `pip install 'trellis-cli[video]'`, or write an animated `.webp`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from trellis_core.errors import OutputError, UsageError
 from trellis_core.io.files import write_file
 
-INSTALL_HINT = "install it with `pip install av`, or write an animated `.webp`"
+INSTALL_HINT = "install it with `pip install 'trellis-cli[video]'`, or write an animated `.webp`"
 QUALITY = {"crf": "18", "preset": "medium"}  # of H.264: no loss that one sees
 BT709, LIMITED = 1, 1  # as numbered in ITU-T H.273, and by FFmpeg
 CENTISECOND = 10  # milliseconds, the clock of GIF
