@@ -402,10 +402,11 @@ def test_a_trellis_v1_model_varies_a_mesh_and_edits_what_it_made(run, box, pictu
     assert said.out == "box-variant.glb\n"
     said = run("generate", picture, *few[2:], *mesh, "--save-bundle", "run.safetensors")
     assert said.code == 0, said.err
-    more = ("--region", "top", "--as", "gaussians", "--json")
+    more = ("--region", "top", "--as", "gaussians", "--preview", "sheet.png", "--json")
     said = run("edit", "run.safetensors", *few, *more)
     assert said.code == 0, said.err
     assert said.json["edit"]["voxels"]["outside_changed"] == 0
+    assert said.json["previews"] == ["sheet.png"]
     assert (tmp_path / "run-edited.ply").read_bytes().startswith(b"ply")
 
 

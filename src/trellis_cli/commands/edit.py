@@ -13,7 +13,7 @@ import typer
 
 from trellis_cli import delivery, files, registry
 from trellis_cli import options as o
-from trellis_cli.console import Console, Stages
+from trellis_cli.console import Console
 from trellis_cli.regions import WantedRegion, read_regions
 from trellis_cli.sampling import fits, order_of, produce
 from trellis_cli.wish import Images, PromptOption, Wish, Words
@@ -114,42 +114,33 @@ def edit(
         saved = Bundle.load(bundle)
         order = order.numbered(saved.info.get("num_samples", 1))
         engine = registry.load_engine_of(saved, run.model, machine, console, fits=fits(run, order))
-        before = decode(engine, saved, progress) if sheets or needs_object(wanted) else []
+        before: Sequence[Any] = []
+        if sheets or any(region.relative for region in wanted):
+            progress.begin("decode")
+            before = decode(console, engine, saved)
         regions = open_regions(wanted, before)
+        made: list[Bundle] = []
 
         def sample(engine: Any, arguments: Mapping[str, Any]) -> Bundle:
             own = {k: v for k, v in arguments.items() if k not in ("num_samples", "pipeline_type")}
-            edited: Bundle = engine.edit(saved, regions, preserve_texture=preserve_texture, **own)
+            made.append(engine.edit(saved, regions, preserve_texture=preserve_texture, **own))
             progress.close()
-            report(console, wanted, edited.info["edit"])
-            if sheets:
-                draw(
-                    console,
-                    before,
-                    decode(engine, edited, progress),
-                    regions,
-                    engine.runtime,
-                    sheets,
-                    run.force,
-                )
-            return edited
+            report(console, wanted, made[0].info["edit"])
+            return made[0]
 
         produce(console, engine, run, order, given, progress, sample)
+        if sheets:
+            progress.begin("draw")
+            after = decode(console, engine, made[0])
+            draw(console, before, after, regions, engine.runtime, sheets, run.force)
     delivery.conclude(console, order, started)
 
 
-def needs_object(wanted: Sequence[WantedRegion]) -> bool:
-    return any(region.relative for region in wanted)
-
-
-def decode(engine: Any, bundle: Bundle, progress: Stages) -> Sequence[Any]:
+def decode(console: Console, engine: Any, bundle: Bundle) -> Sequence[Any]:
     """What stands for the objects of a run: each has a `mesh`, and `voxels`."""
     v1 = registry.version_of_engine(engine) == registry.V1
     decoded: Sequence[Any] = engine.decode(
-        bundle,
-        **({"formats": ("mesh",)} if v1 else {}),
-        on_progress=progress,
-        cancel=progress.console.is_interrupted,
+        bundle, **({"formats": ("mesh",)} if v1 else {}), cancel=console.is_interrupted
     )
     return decoded
 
@@ -203,4 +194,7 @@ def report(console: Console, wanted: Sequence[WantedRegion], facts: Mapping[str,
         f"({voxels['outside_changed_as_sampled']:,} before they were put back)",
     )
     if not voxels["inside_changed"]:
-        console.note("no voxel changed inside; another `--seed`, prompt or a larger region may help")
+        console.note(
+            "the coarse shape inside stayed as it was, only its detail and colors are new; for more change "
+            "take a larger region, another `--seed` or more `--guidance`"
+        )
