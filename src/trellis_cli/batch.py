@@ -110,9 +110,9 @@ class Work:
         for again in (False, True):  # what another process had may have been left by it
             waiting, self.elsewhere = queue, []
             for item in waiting:
-                if self._is_made(item):
-                    self.kept += 1
-                elif limit is not None and self.made + len(self.failures) >= limit:
+                if self._is_settled(item):
+                    continue
+                if limit is not None and self.made + len(self.failures) >= limit:
                     self.left += 1
                 else:
                     self._claimed(item)
@@ -126,19 +126,32 @@ class Work:
                 self.elsewhere.append(item)
                 return
             self.report.refresh()
-            if self._is_made(item):  # by another process, a moment ago
-                self.kept += 1
+            if self._is_settled(item):  # by another process, a moment ago
                 return
             files.check_space(self.wishes.out, "--out DIR")
             self._make(item, claim)
 
-    def _is_made(self, item: Item) -> bool:
-        """Whether the report says so, of the same input and settings, and the files are there."""
+    def _is_settled(self, item: Item) -> bool:
+        """Whether there is nothing to do for an item; it is counted then."""
         entry = self._entry(item)
-        if entry is None or entry.get("status") != "made":
+        before = self.before.get(item.key)
+        if entry is None or (entry is before and self.wishes.run.force) or not self._is_of(entry, item):
             return False
-        if self.wishes.run.force and entry is self.before.get(item.key):
-            return False
+        if self._is_made(entry):
+            self.kept += 1
+            return True
+        if entry["status"] == "failed" and entry is not before:  # another process tried it just now
+            self.failures.append(entry)
+            return True
+        return False
+
+    def _is_of(self, entry: Entry, item: Item) -> bool:
+        """Whether a line of the report is about the same input and settings."""
+        same = entry.get("settings") == self.wishes.settings(item)
+        return same and entry.get("sha256") == item.digest()
+
+    def _is_made(self, entry: Entry) -> bool:
+        """Whether the report says so, and the files are there."""
         outputs = entry.get("outputs", [])
         expected = [output.get("path") for output in outputs]
         if self.wishes.previews:
@@ -146,8 +159,7 @@ class Work:
         if self.wishes.save_bundles:
             expected.append(entry.get("bundle"))
         there = all(name is not None and (self.wishes.out / name).is_file() for name in expected)
-        same = entry.get("settings") == self.wishes.settings(item)
-        return bool(outputs) and there and same and entry.get("sha256") == item.digest()
+        return entry.get("status") == "made" and bool(outputs) and there
 
     def _entry(self, item: Item) -> Entry | None:
         return self.report.entries.get(item.key) or self.before.get(item.key)
@@ -166,32 +178,41 @@ class Work:
             "settings": self.wishes.settings(item),
             "seed": self.wishes.seed(item),
         }
-        job = None
+        job: Job | None = None
+        failure: Exception | None = None
         try:
             item.check()
             ours = claim.inherited or item.name in self.report.written
             options = self.wishes.options(item, self.wishes.run.force or ours)
             order = order_of(replace(options, strict=False), self.wishes.place(item, ""))
         except (InputError, OutputError) as error:
-            failure: Exception | None = error
+            failure = error
         else:
             self.maker.open(order)
             given = item.start(self.wishes.mode, self.wishes.background)
             job = Job(given=given, options=options, order=order, bundle_path=self.wishes.bundle(item))
-            failure = None
-            try:
-                with watching(quiet, claim, short(item) + self._time_left()) as progress:
-                    self.maker.make(job, quiet, progress)
-            except Exception as error:
-                if self.console.interrupted or isinstance(error, (UsageError, ModelError)):
-                    raise
-                failure = error
+            failure = self._run(job, quiet, claim, item)
         entry |= self._outcome(quiet.facts, job, failure)
         entry["seconds"] = round(monotonic() - started, 3)
         entry["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         entry["version"] = __version__
-        self._write(entry, failure if job is not None else None)
+        self._write(entry, failure if job is not None else None, claim)
         self._tell(item, entry)
+
+    def _run(self, job: Job, quiet: ItemConsole, claim: Claim, item: Item) -> Exception | None:
+        """Why the job failed, unless that ends the batch: then it is raised."""
+        claim.settled = False
+        try:
+            with watching(quiet, claim, short(item) + self._time_left()) as progress:
+                self.maker.make(job, quiet, progress)
+        except BaseException as error:
+            # wrong usage and a damaged model would come again with every item
+            common = self.console.interrupted or isinstance(error, (UsageError, ModelError))
+            if isinstance(error, Exception) and not common:
+                return error
+            claim.settled = not any(path.exists() for path in job.order.paths)
+            raise
+        return None
 
     def _outcome(self, facts: Mapping[str, Any], job: Job | None, failure: Exception | None) -> Entry:
         """What was made, or why not, with paths as seen from the report."""
@@ -222,11 +243,12 @@ class Work:
             found["status"] = "made"
         return found
 
-    def _write(self, entry: Entry, failure: Exception | None) -> None:
+    def _write(self, entry: Entry, failure: Exception | None, claim: Claim) -> None:
         """Add the line to the report; a disk that takes no more ends the batch."""
         if isinstance(failure, OutputError):
             with suppress(OSError):
                 self.report.append(entry)
+                claim.settled = True
             raise failure
         try:
             self.report.append(entry)
@@ -235,6 +257,7 @@ class Work:
                 f"cannot write `{self.report.path}`: {error.strerror}",
                 hint="free some space, or pass `--out DIR`",
             ) from error
+        claim.settled = True
 
     def _tell(self, item: Item, entry: Entry) -> None:
         if entry["status"] == "made":

@@ -103,7 +103,7 @@ class Report:
             yield claim
         finally:
             with suppress(OSError):
-                if path.read_text() == mine:
+                if claim.settled and path.read_text() == mine:
                     path.unlink()
 
     def _take(self, path: Path, mine: str) -> Claim | None:
@@ -122,6 +122,9 @@ class Claim:
 
     path: Path
     inherited: bool  # from a process that ended in the middle of it
+    settled: bool = (
+        True  # false: there are results that the report does not know; the next one may replace them
+    )
     touched: float = field(default_factory=monotonic)
 
     def touch(self) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TIERS = (Tier.high, Tier.medium, Tier.low, Tier.minimal)
 FEWEST_FACES, SMALLEST_TEXTURE = 2000, 512  # nothing is lowered below these
+DECODE = "decode"  # the last stage before the asset's own
 PREDICTED = ("tier", "budget", "fits", "host_bytes")  # of a plan; the rest is how a run executes
 
 
@@ -80,7 +81,7 @@ class Maker:
             self._load(_muted(self.console), self.machine, job.options.pipeline_type, job.order)
         try:
             while (failure := self._attempt(job, console, progress)) is not None:
-                if not self._lower(job, console, failure):
+                if not self._lower(job, console, failure, is_decoded(progress)):
                     raise failure
         except Exception as error:
             # an asset that is finished and cannot be written is kept itself
@@ -113,10 +114,9 @@ class Maker:
             return failure
         return None
 
-    def _lower(self, job: Job, console: Console, failure: OutOfMemory) -> bool:
+    def _lower(self, job: Job, console: Console, failure: OutOfMemory, decoded: bool) -> bool:
         """Make less of the plan or of the job; false when nothing is left to lower."""
         free_memory()
-        decoded = any(each["stage"].startswith("decode") for each in console.facts.get("stages", ()))
         change = self._lower_tier(job)
         if change is None and decoded:
             change = lower_budget(job, self.engine)
@@ -183,6 +183,15 @@ def _keep(job: Job, console: Console, error: Exception) -> None:
     if "bundle" in console.facts and isinstance(error, TrellisError):
         kept = f"the sampled run is kept: `trellis export {console.facts['bundle']}` goes on from it"
         error.hint = f"{error.hint}; {kept}" if error.hint else kept
+
+
+def is_decoded(progress: Stages) -> bool:
+    """Whether an attempt came as far as making the asset."""
+    now = progress.current
+    over = [each["stage"] for each in progress.console.facts.get("stages", ())]
+    if now is not None and now.step >= now.steps:
+        over.append(now.stage)
+    return any(stage.startswith(DECODE) for stage in over)
 
 
 def smaller_pipeline(engine: Any, name: str | None) -> str | None:
