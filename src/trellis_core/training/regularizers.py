@@ -41,7 +41,7 @@ def truncated_distance_loss(
     extrinsics, intrinsics = camera.extrinsics.to(points), camera.intrinsics.to(points)
     local = points @ extrinsics[:3, :3].T + extrinsics[:3, 3]
     seen = local @ intrinsics.T
-    places = 2 * seen[:, :2] / seen[:, 2:] - 1
+    places = (2 * seen[:, :2] / seen[:, 2:] - 1).nan_to_num(2.0).clamp(-2, 2)  # nan would end the process
     surface = F.grid_sample(
         depth[None], places[None, None], mode="bilinear", padding_mode="border", align_corners=True
     ).reshape(-1)

@@ -204,7 +204,7 @@ def clip_near(
             pieces += [torch.stack([ab, b, c], 1), torch.stack([ab, c, ac], 1)]
     edges, shared = torch.cat(cuts).sort(1).values.unique(dim=0, return_inverse=True)
     start, end = vertices[edges].unbind(1)
-    share = (near - start[:, 2:]) / (end[:, 2:] - start[:, 2:])
+    share = (near - start[:, 2:3]) / (end[:, 2:3] - start[:, 2:3])
     renamed = torch.cat([torch.arange(len(vertices), device=faces.device), shared + len(vertices)])
     return torch.cat([vertices, start + share * (end - start)]), renamed[torch.cat(pieces)].int()
 

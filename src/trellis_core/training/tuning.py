@@ -167,10 +167,8 @@ def finish(tuning: Tuning, trainee: Trainee, run: Path) -> list[Path]:
 def network(name: str, facts: NetworkFacts, source: Source, kernels: Kernels) -> nn.Module:
     """With the model's weights, or with new ones when there is no model; in float32."""
     if not source.stems:
-        built = build_model(facts.config, source.classes, kernels=kernels).to_empty(device="cpu")
+        built = build_model(facts.config, source.classes, kernels=kernels, device="cpu")
         built.initialize()  # type: ignore[operator]
-        if hasattr(built, "reset_buffers"):
-            built.reset_buffers(torch.device("cpu"))  # type: ignore[operator]
         return built.train()
     stem = stem_of(name, source)
     config = source.config_of(name, stem)

@@ -76,8 +76,9 @@ def build_model(
     *,
     source: Path | str = "configuration",
     kernels: object = None,
+    device: torch.device | str = "meta",
 ) -> nn.Module:
-    """The network of a configuration on the meta device, in float32."""
+    """The network of a configuration, in float32; by default without memory for its weights."""
     name = config["name"]
     if name not in classes:
         raise ModelError(
@@ -88,7 +89,7 @@ def build_model(
     if kernels is not None:
         arguments["kernels"] = kernels
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return classes[name](**arguments)
     except TypeError as error:
         raise ModelError(f"`{source}` does not fit `{name}`: {error}") from error
