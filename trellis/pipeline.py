@@ -45,7 +45,17 @@ from trellis_core.models.structure_vae import encode_cells, occupied_cells
 from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.condition import Condition, Picture
-from trellis_core.sampling.edit import REPEATS, Edit, Layer, TakenOver, buried, layers_of, overlay, said
+from trellis_core.sampling.edit import (
+    REPEATS,
+    Edit,
+    Extent,
+    Layer,
+    TakenOver,
+    buried,
+    layers_of,
+    overlay,
+    said,
+)
 from trellis_core.sampling.multi_image import STOCHASTIC, unused_pictures
 from trellis_core.sampling.repaint import Known
 from trellis_core.sampling.run import Run, edited
@@ -231,7 +241,7 @@ class Pipeline:
             "tokens": kept.counts(),
             "drift": dict(run.drift),
         }
-        tensors = {**tensors_of(latent), **buried(bundle.tensors, LATENTS, inside)}
+        tensors = {**tensors_of(latent), **buried(bundle.tensors, LATENTS, Extent.whole(inside))}
         return edited(bundle, {STRUCTURE_LATENT: z, **tensors}, record, images)
 
     def decode(
@@ -422,10 +432,10 @@ class Pipeline:
         for layer in layers:
             coords, feats = (layer.tensors[name].to(runtime.device) for name in LATENTS)
             made: SparseTensor = decoder(SparseTensor(feats, coords, samples))
-            if decoded is None or layer.inside is None:
+            if decoded is None or layer.extent is None:
                 decoded = made
             else:
-                decoded = overlay(decoded, made, layer.inside, stages.cells_per_voxel(decoder))
+                decoded = overlay(decoded, made, layer.extent, stages.cells_per_voxel(decoder))
         assert decoded is not None  # there is always one layer
         return decoded
 

@@ -29,7 +29,7 @@ from trellis2.texturing import encode_shape, mesh_voxels, own_uvs
 from trellis_core.errors import InputError, ModelError, UsageError
 from trellis_core.geometry.asset import ExportSettings, build_asset, texture_mesh
 from trellis_core.geometry.occupancy import normalized, occupied_by
-from trellis_core.geometry.region import Region, cells_inside
+from trellis_core.geometry.region import Region, cells_inside, cut_cells
 from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
@@ -38,7 +38,7 @@ from trellis_core.models.networks import Networks
 from trellis_core.models.structure_vae import encode_cells, occupied_cells
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.condition import Condition, Picture
-from trellis_core.sampling.edit import REPEATS, Edit, TakenOver, buried, layers_of, said
+from trellis_core.sampling.edit import REPEATS, Edit, Extent, TakenOver, buried, layers_of, said
 from trellis_core.sampling.multi_image import STOCHASTIC, unused_pictures
 from trellis_core.sampling.normalization import Normalization
 from trellis_core.sampling.repaint import Known
@@ -210,7 +210,8 @@ class Pipeline:
 
         Cells of the latents belong to a region when their centres do. Outside, structure and latents stay
         what they are, bit for bit; inside, both are sampled so that they fit (RePaint: `repeats` above 1 goes
-        back and does each step again). With `preserve_texture` cells inside that were there before keep
+        back and does each step again). Voxels that they decode to are taken from the edited object only where
+        their own centres lie in the region. With `preserve_texture` cells inside that were there before keep
         their texture latents: the shape changes, and the old surface keeps its colors where it still is;
         only where something new grows it gets colors of its own.
         All samples of a bundle are edited alike. The result is a bundle; what changed is told in
@@ -241,7 +242,9 @@ class Pipeline:
             kept = fine.taken_over(tokens, old["coords"], old[TEXTURE], survivors=preserve_texture)
             color = self._sample_texture(latents[-1], run, kept)
         tensors = {STRUCTURE_LATENT: z, STRUCTURE: coords, **self._latents(latents, color)}
-        tensors |= buried(bundle.tensors, LATENTS, fine.inside)
+        occupied = torch.cat([tokens, old["coords"]])[:, 1:].unique(dim=0)
+        extent = Extent(fine.inside, *cut_cells(regions, fine.inside, occupied, kind.factor))
+        tensors |= buried(bundle.tensors, LATENTS, extent)
         record = {
             "regions": [region.facts() for region in regions],
             "condition": facts,

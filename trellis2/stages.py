@@ -108,13 +108,13 @@ def overlaid(below: DecodedVoxels, above: DecodedVoxels, layer: Layer, runtime: 
 
     Says how many voxels outside the decoders would have changed, which look beyond the region.
     """
-    assert layer.inside is not None  # only the first layer is everywhere
+    assert layer.extent is not None  # only the first layer is everywhere
     factor = 2 ** len(above.subdivisions)
-    outside, changed = outside_changes(below.shape, above.shape, layer.inside, factor)
+    outside, changed = outside_changes(below.shape, above.shape, layer.extent, factor)
     note = f"kept {outside:,} voxels outside of the region; decoding would have changed {changed:,} of them"
     runtime.report("decode", 2, 2, note)
     parts = ((below.shape, above.shape), (below.attrs, above.attrs))
-    shape, attrs = (overlay(*pair, layer.inside, factor) for pair in parts)
+    shape, attrs = (overlay(*pair, layer.extent, factor) for pair in parts)
     return DecodedVoxels(shape, attrs, above.subdivisions)
 
 

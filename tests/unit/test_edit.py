@@ -147,6 +147,17 @@ def test_outside_of_a_region_decoded_voxels_stay_bit_for_bit(pipeline, bundle, e
     assert any(cell not in old or not torch.equal(old[cell], new[cell]) for cell in new.keys() - below)
 
 
+def test_voxels_stay_outside_of_a_region_that_cuts_cells(pipeline, bundle):
+    ball = Sphere((0.05, -0.02, 0.1), 0.33)
+    changed = pipeline.edit(bundle, [ball], picture((30, 60, 220)), seed=2, **FAST)
+    inside = cells_inside([ball], bundle.info["resolution"])
+    before, after = decoded_voxels(pipeline, bundle), decoded_voxels(pipeline, changed)
+    old, new = ({c: v for c, v in voxels.items() if not inside[c]} for voxels in (before, after))
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[c], new[c]) for c in old)
+    assert before.keys() != after.keys()
+
+
 def test_without_layers_decoding_would_change_the_outside(pipeline, bundle, edited):
     """The layers are what keeps it: decoders look beyond the region."""
     flat = {name: tensor for name, tensor in edited.tensors.items() if not name.startswith("before")}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from trellis_core.errors import InputError
 from trellis_core.geometry.camera import FRONT, orbit_camera
-from trellis_core.geometry.region import Box, Painted, Solid, Sphere, cells_inside
+from trellis_core.geometry.region import Box, Painted, Solid, Sphere, cells_inside, cut_cells
 from trellis_core.geometry.types import Mesh
 
 QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
@@ -101,6 +101,23 @@ def test_a_cell_belongs_to_the_region_that_holds_its_centre():
         False,
         False,
     ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.floats(-0.3, 0.3)] * 3), st.floats(0.15, 0.6), st.sampled_from([2, 4]))
+def test_whole_and_cut_cells_together_know_every_voxel_inside(center, radius, factor):
+    """Of the cells whose centres are inside: all voxels, but for those that the border cuts off."""
+    ball = Sphere(center, radius)
+    inside = cells_inside([ball], 8)
+    cells, voxels = cut_cells([ball], inside, inside.nonzero().int(), factor)
+    found = inside
+    for axis in range(3):
+        found = found.repeat_interleave(factor, axis)
+    grown = found.clone()
+    for cell, mask in zip(cells.tolist(), voxels, strict=True):
+        x, y, z = (slice(i * factor, (i + 1) * factor) for i in cell)
+        found[x, y, z] = mask
+    assert torch.equal(found, cells_inside([ball], 8 * factor) & grown)
 
 
 @pytest.mark.parametrize(

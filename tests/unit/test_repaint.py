@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trellis_core.errors import InputError, UsageError
-from trellis_core.sampling.edit import Edit, buried, layers_of, overlay, rows_in, touched
+from trellis_core.sampling.edit import Edit, Extent, buried, layers_of, overlay, rows_in, touched
 from trellis_core.sampling.euler import sample_euler
 from trellis_core.sampling.repaint import Known, sample_repaint
 from trellis_core.sampling.schedule import timesteps
@@ -169,14 +169,14 @@ def test_layers_lie_over_each_other_in_the_order_of_the_edits():
         tensors = {
             "coords": torch.tensor([number]),
             "latent": torch.tensor([10.0 + number]),
-            **buried(tensors, names, mask),
+            **buried(tensors, names, Extent.whole(mask)),
         }
     layers = layers_of(tensors, names)
     assert [int(layer.tensors["coords"]) for layer in layers] == [0, 1, 2]
     assert [float(layer.tensors["latent"]) for layer in layers] == [10, 11, 12]
-    assert layers[0].inside is None
-    assert torch.equal(layers[1].inside, masks[0])
-    assert torch.equal(layers[2].inside, masks[1])
+    assert layers[0].extent is None
+    assert torch.equal(layers[1].extent.inside, masks[0])
+    assert torch.equal(layers[2].extent.inside, masks[1])
 
 
 def test_voxels_of_the_region_come_from_the_layer_above():
@@ -186,7 +186,15 @@ def test_voxels_of_the_region_come_from_the_layer_above():
     below = SparseTensor(torch.full((4, 1), 1.0), coords, 2)
     moved = torch.tensor([[0, 0, 1, 0], [0, 2, 1, 1], [1, 1, 2, 2], [1, 3, 3, 3]], dtype=torch.int32)
     above = SparseTensor(torch.full((4, 1), 2.0), moved, 2)
-    whole = overlay(below, above, inside, 2)
-    found = {(*c,): float(f) for c, f in zip(whole.coords.tolist(), whole.feats, strict=True)}
-    assert found == {(0, 0, 0, 0): 1, (0, 2, 1, 1): 2, (1, 1, 2, 2): 1, (1, 3, 3, 3): 2}
-    assert whole.seqlens == (2, 2)
+
+    def found(extent: Extent) -> dict:
+        whole = overlay(below, above, extent, 2)
+        return {(*c,): float(f) for c, f in zip(whole.coords.tolist(), whole.feats, strict=True)}
+
+    expected = {(0, 0, 0, 0): 1, (0, 2, 1, 1): 2, (1, 1, 2, 2): 1, (1, 3, 3, 3): 2}
+    assert found(Extent.whole(inside)) == expected
+    # of the cell (1, 0, 0) only the half with the larger x lies in the region
+    half = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
+    half[:, 1] = True
+    cut = Extent(inside, torch.tensor([[1, 0, 0]], dtype=torch.int32), half)
+    assert found(cut) == {(0, 0, 0, 0): 1, (1, 1, 2, 2): 1, (1, 2, 0, 0): 1, (1, 3, 3, 3): 2}

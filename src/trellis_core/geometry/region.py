@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trellis_core.errors import InputError
@@ -160,6 +161,34 @@ def cells_inside(
             )
         found |= mine
     return found.view(resolution, resolution, resolution)
+
+
+def cut_cells(
+    regions: Sequence[Region],
+    inside: Tensor,  # bool [R, R, R]  of `cells_inside`
+    cells: Tensor,  # int32 [K, 3]  that matter
+    factor: int,  # f, voxels per cell along an axis
+) -> tuple[Tensor, Tensor]:  # int32 [M, 3], bool [M, f, f, f]
+    """Cells inside that the border of the regions cuts, and which of their voxels have their centres inside.
+
+    Only cells with a neighbour outside are looked at: gaps in a region that are narrower than a cell and lie
+    between the centres of cells are not seen.
+    """
+    outside = F.pad((~inside)[None, None].float(), (1,) * 6, value=1.0)
+    beside = F.max_pool3d(outside, 3, stride=1)[0, 0] > 0
+    x, y, z = cells.long().unbind(1)
+    cells = cells[(inside & beside)[x, y, z]]
+    steps = torch.arange(factor, device=cells.device)
+    offsets = torch.cartesian_prod(steps, steps, steps).view(-1, 3)
+    found = torch.zeros(len(cells), len(offsets), dtype=torch.bool, device=cells.device)
+    rows = max(1, CHUNK // len(offsets))
+    for first in range(0, len(cells), rows):
+        voxels = cells[first : first + rows, None] * factor + offsets
+        points = (voxels.view(-1, 3).double() + 0.5) / (len(inside) * factor) - 0.5
+        for region in regions:
+            found[first : first + rows] |= region.contains(points).view(-1, len(offsets))
+    cut = ~found.all(1)
+    return cells[cut], found[cut].view(-1, factor, factor, factor)
 
 
 def odd_crossings(

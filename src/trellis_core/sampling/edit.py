@@ -25,9 +25,8 @@ from trellis_core.sparse.order import find_sorted, sort_keys
 from trellis_core.sparse.tensor import SparseTensor
 
 REPEATS = 2  # how often an edit does every step, see `Known`
-BEFORE = "before"
-LAYER = BEFORE + "{number}.{name}"  # names of tensors in a bundle
-INSIDE = "inside"
+BEFORE = "before"  # names of tensors in a bundle start with it
+EXTENT = ("inside", "cells", "voxels")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,49 +140,94 @@ class TakenOver:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Extent:
+    """The region of an edit, as finely as decoders see it."""
+
+    inside: Tensor  # bool [R, R, R]  in cells of the latents
+    cells: Tensor  # int32 [M, 3]  those inside that its border cuts
+    voxels: Tensor  # bool [M, f, f, f]  which of their voxels lie inside
+
+    @classmethod
+    def whole(cls, inside: Tensor) -> Extent:
+        """A region of whole cells."""
+        return cls(inside, torch.zeros(0, 3, dtype=torch.int32), torch.zeros(0, 1, 1, 1, dtype=torch.bool))
+
+    def holds(
+        self,
+        coords: Tensor,  # int32 [V, 4]
+        factor: int,  # voxels per cell along an axis
+    ) -> Tensor:  # bool [V]
+        """Which voxels lie inside."""
+        found = in_cells(coords, self.inside, factor)
+        if not len(self.cells):
+            return found
+        batch = torch.zeros_like(coords[:, :1])
+        cells = F.pad(self.cells.to(coords.device), (1, 0))
+        row = rows_in(torch.cat([batch, coords[:, 1:] // factor], dim=1), cells, len(self.inside))
+        cut = row >= 0
+        x, y, z = (coords[cut, 1:] % factor).long().unbind(1)
+        found[cut] &= self.voxels.to(coords.device)[row[cut], x, y, z]
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Layer:
     """Latents of an edited object after one of its edits, or before all of them."""
 
     tensors: Mapping[str, Tensor]
-    inside: Tensor | None  # bool [R, R, R]  where it hides the layers before; None: everywhere
+    extent: Extent | None  # where it hides the layers before; None: everywhere
 
 
 def layers_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[Layer]:
     """The layers of a bundle, oldest first; `names` are those of its latents."""
     layers: list[Layer] = []
-    inside = None
-    while (mask := LAYER.format(number=len(layers), name=INSIDE)) in tensors:
-        found = {name: tensors[LAYER.format(number=len(layers), name=name)] for name in names}
-        layers.append(Layer(found, inside))
-        inside = tensors[mask]
-    return [*layers, Layer({name: tensors[name] for name in names}, inside)]
+    extent = None
+    while layer_name(len(layers), "inside") in tensors:
+        number = len(layers)
+        found = {name: tensors[layer_name(number, name)] for name in names}
+        layers.append(Layer(found, extent))
+        extent = Extent(*(tensors[layer_name(number, name)] for name in EXTENT))
+    return [*layers, Layer({name: tensors[name] for name in names}, extent)]
 
 
 def buried(
     tensors: Mapping[str, Tensor],  # of the bundle before an edit
     names: Sequence[str],
-    inside: Tensor,  # bool [R, R, R]  the edit's
+    extent: Extent,  # of the edit
 ) -> dict[str, Tensor]:
     """The layers below an edit, as its bundle keeps them."""
-    *_, last = layers = layers_of(tensors, names)
-    number = len(layers) - 1
-    earlier = {name: tensor for name, tensor in tensors.items() if name.startswith(BEFORE)}
-    mine = {LAYER.format(number=number, name=name): tensor for name, tensor in last.tensors.items()}
-    return {**earlier, **mine, LAYER.format(number=number, name=INSIDE): inside}
+    *earlier, last = layers_of(tensors, names)
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(BEFORE)}
+    region = {name: getattr(extent, name) for name in EXTENT}
+    mine = {layer_name(len(earlier), name): tensor for name, tensor in {**last.tensors, **region}.items()}
+    return {**kept, **mine}
+
+
+def layer_name(number: int, name: str) -> str:
+    """Of a tensor in a bundle."""
+    return f"{BEFORE}{number}.{name}"
 
 
 def overlay(
     below: SparseTensor,  # [V, X]  decoded from the latents before an edit
     above: SparseTensor,  # [W, X]  and after it
-    inside: Tensor,  # bool [R, R, R]  in cells of the latents
+    extent: Extent,
     factor: int,  # voxels per cell along an axis
 ) -> SparseTensor:
-    """Voxels of cells inside from `above`, all others from `below`, to the last bit; sorted."""
-    old, new = (in_cells(x.coords, inside, factor) for x in (below, above))
+    """Voxels inside from `above`, all others from `below`, to the last bit; sorted."""
+    old, new = (extent.holds(x.coords, factor) for x in (below, above))
     coords = torch.cat([below.coords[~old], above.coords[new]])
     feats = torch.cat([below.feats[~old], above.feats[new]])
-    order = torch.argsort(_keys(coords, len(inside) * factor))
+    order = torch.argsort(_keys(coords, len(extent.inside) * factor))
     return SparseTensor(feats[order], coords[order], below.batch_size)
+
+
+def outside_changes(below: SparseTensor, above: SparseTensor, extent: Extent, factor: int) -> tuple[int, int]:
+    """Voxels of `below` outside of the region, and how many there are in only one of the two."""
+    old, new = (x.coords[~extent.holds(x.coords, factor)] for x in (below, above))
+    size = len(extent.inside) * factor
+    changed = (rows_in(old, new, size) < 0).sum() + (rows_in(new, old, size) < 0).sum()
+    return len(old), int(changed)
 
 
 def in_cells(
@@ -194,14 +238,6 @@ def in_cells(
     """Which voxels belong to a cell of the region."""
     x, y, z = (coords[:, 1:] // factor).long().unbind(1)
     return inside.to(coords.device)[x, y, z]
-
-
-def outside_changes(below: SparseTensor, above: SparseTensor, inside: Tensor, factor: int) -> tuple[int, int]:
-    """Voxels of `below` outside of the region, and how many there are in only one of the two."""
-    old, new = (x.coords[~in_cells(x.coords, inside, factor)] for x in (below, above))
-    size = len(inside) * factor
-    changed = (rows_in(old, new, size) < 0).sum() + (rows_in(new, old, size) < 0).sum()
-    return len(old), int(changed)
 
 
 def said(voxels: Mapping[str, int]) -> str:
