@@ -40,6 +40,7 @@ from trellis_core.training.recipes import DataSettings
 from trellis_core.training.transforms import read_transforms
 
 CAPTIONS = "captions"
+FEATURE_GRID = 64  # of released feature files, which do not say
 NAMED = ("MODEL", "NAME")  # what stands in a column's name for that of a network
 
 
@@ -151,10 +152,14 @@ def read_latent(entry: Entry) -> tuple[Tensor, Tensor]:  # int32 [N, 3], float32
 
 
 def read_features(entry: Entry, resolution: int) -> tuple[Tensor, Tensor]:  # int32 [N, 3], float32 [N, C]
-    """Averaged picture features of the voxels, on a grid of 64 or coarser."""
+    """Averaged picture features of the voxels, on a grid that is `resolution` or a power of two finer."""
     path = entry.places["features"] / f"{entry.sha256}.npz"
     indices, tokens = read_arrays(path, "indices", "patchtokens")
-    return coarser_features(torch.from_numpy(indices), torch.from_numpy(tokens), 64 // resolution)
+    with np.load(path) as file:
+        grid = int(file["resolution"]) if "resolution" in file else FEATURE_GRID
+    if grid % resolution:
+        raise InputError(f"`{path}` lies on a grid of {grid}, not of {resolution}", hint="ingest it again")
+    return coarser_features(torch.from_numpy(indices), torch.from_numpy(tokens), grid // resolution)
 
 
 def coarser_features(

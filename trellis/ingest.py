@@ -2,7 +2,7 @@
 
     DATA/voxels/SHA.ply                 centres of the occupied voxels
     DATA/renders/SHA/                   000.png, ..., transforms.json, mesh.ply: what decoders learn from
-    DATA/features/MODEL/SHA.npz         indices uint8 [N, 3], patchtokens float16 [N, C]
+    DATA/features/MODEL/SHA.npz         indices uint8 [N, 3], patchtokens float16 [N, C], resolution
     DATA/latents/MODEL_ENCODER/SHA.npz  coords uint8 [N, 3], feats float32 [N, C]; and stats.json
     DATA/ss_latents/ENCODER/SHA.npz     mean float32 [C, r, r, r]
     DATA/renders_cond/SHA/              000.png, ..., transforms.json: pictures that condition the flows
@@ -96,10 +96,10 @@ def ingest(
 
     Raises also `UsageError` for a resolution that the files cannot hold.
     """
-    if not 8 <= settings.resolution <= 256:
+    if not 2 <= settings.resolution <= 256:
         raise UsageError(
             f"the resolution {settings.resolution} does not fit the format",
-            hint="choose one from 8 to 256; released models have 64",
+            hint="choose one from 2 to 256; released models have 64",
         )
     return items.ingest(
         folder, data, settings, LAYOUT, workers=workers, seconds=seconds, on_outcome=on_outcome
@@ -119,6 +119,19 @@ def find_encoders(folder: Path) -> dict[str, Path]:
                 break
             except ModelError:
                 continue
+    return found
+
+
+def all_encoders(
+    folder: Path,  # of the model
+    stems: Mapping[str, Path],  # of the networks that its pipeline names
+) -> dict[str, Path]:
+    """What the steps need, as far as it is here: name -> stem."""
+    found = find_encoders(folder)
+    try:
+        found[IMAGE_ENCODER] = encoder_stem(IMAGE_ENCODER, stems)
+    except ModelError:  # what needs it is left out, and the command says so
+        return found
     return found
 
 
@@ -200,8 +213,12 @@ def make_features(job: Job) -> Facts:
     maps = ((part, patch_maps(encoder, part, settings.image_size, device)) for part in parts)
     tokens = mean_features(centres, (([frame.camera for frame in part], patches) for part, patches in maps))
     name = features(settings)
-    indices = coords.numpy().astype(np.uint8)
-    save_arrays(job.place(name, ".npz"), indices=indices, patchtokens=tokens.half().cpu().numpy())
+    save_arrays(
+        job.place(name, ".npz"),
+        indices=coords.numpy().astype(np.uint8),
+        patchtokens=tokens.half().cpu().numpy(),
+        resolution=np.int64(settings.resolution),
+    )
     return {f"feature_{Path(name).name}": True}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -36,6 +37,23 @@ def ingest(
     view_size: Annotated[
         int | None, o._number(DATA, "--view-size", "Their side in pixels.", low=16, high=4096)
     ] = None,
+    renders: Annotated[
+        int,
+        o._number(
+            DATA,
+            "--renders",
+            "TRELLIS v1: pictures that appearance is learned from (default 150).",
+            low=0,
+            high=512,
+        ),
+    ] = 150,
+    render_size: Annotated[
+        int, o._number(DATA, "--render-size", "Their side in pixels (default 512).", low=16, high=4096)
+    ] = 512,
+    encoders: Annotated[
+        Path | None,
+        o._option(DATA, "--encoders", metavar="RUN", help="Take encoders that this run trained."),
+    ] = None,
     workers: Annotated[
         int | None, o._number(DATA, "--workers", "Processes (default: up to 4).", low=1, high=256)
     ] = None,
@@ -57,25 +75,38 @@ def ingest(
     started = monotonic()
     if not folder.is_dir():
         raise InputError(f"`{folder}` is not a folder", hint="give the folder with your meshes")
+    if encoders is not None and not encoders.is_dir():
+        raise InputError(f"`{encoders}` is not a folder", hint="give the `--run` folder of a training run")
     found = registry.find_model(model)
+    asked = Asked(
+        resolution=resolution,
+        views=views,
+        view_size=view_size,
+        renders=renders,
+        render_size=render_size,
+        encoders=encoders,
+        seed=seed,
+        device=device,
+    )
     with console.working() as progress:
         progress.begin("start")
-        settings, notes = ingest_settings(found.folder, resolution, views, view_size, seed, device)
-        for note in notes:
+        version = VERSIONS[registry.version_of(found.folder)](found.folder, asked)
+        for note in version.notes:
             console.note(note)
-        console.say("model", f"{found.name}, {settings.resolution} voxels")
+        console.say("model", f"{found.name}, {version.settings.resolution} voxels")
         import psutil
 
-        from trellis2 import ingest as meshes
-        from trellis_core.training.ingest.items import summary
+        from trellis_core.training.ingest.items import Outcome, summary
 
-        def on_outcome(outcome: meshes.Outcome, done: int, count: int) -> None:
+        def on_outcome(outcome: Outcome, done: int, count: int) -> None:
             console.event("mesh", file=outcome.name, rejected=outcome.rejected, seconds=outcome.seconds)
             progress(Beginning("meshes", done, count))
 
         crew = workers or min(4, psutil.cpu_count(logical=False) or 1)
-        outcomes = meshes.ingest(folder, out, settings, workers=crew, seconds=timeout, on_outcome=on_outcome)
-    report = {**summary(outcomes), "resolution": settings.resolution, "model": found.name}
+        outcomes = version.ingest(
+            folder, out, version.settings, workers=crew, seconds=timeout, on_outcome=on_outcome
+        )
+    report = {**summary(outcomes), "resolution": version.settings.resolution, "model": found.name}
     report["seconds"] = round(monotonic() - started, 1)
     write_report(out / "report.json", report)
     console.facts |= {**report, "report": str(out / "report.json")}
@@ -86,28 +117,49 @@ def ingest(
         )
 
 
-def ingest_settings(
-    folder: Path, resolution: int | None, views: int, view_size: int | None, seed: int, device: str
-) -> tuple[Any, list[str]]:
-    """The settings for a model, and what it cannot make."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command was asked for."""
+
+    resolution: int | None
+    views: int
+    view_size: int | None
+    renders: int
+    render_size: int
+    encoders: Path | None
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """How meshes become data of one model."""
+
+    ingest: Callable[..., list[Any]]
+    settings: Any
+    notes: list[str]  # what the model cannot make
+
+
+def settings_of_v2(folder: Path, asked: Asked) -> Version:
     from trellis2 import ingest as meshes
-    from trellis_core.training.ingest.views import ViewSettings
     from trellis2.loading import find_checkpoints, network_config
     from trellis2.settings import read_settings
+    from trellis_core.training.ingest.views import ViewSettings
     from trellis_core.weights import hub
 
     settings = read_settings(folder / hub.PIPELINE)
     kind = settings.pipeline_type(None)
-    encoders = meshes.find_encoders(folder)
+    encoders = {**meshes.find_encoders(folder), **trained_encoders(meshes.find_encoders, asked.encoders)}
     stems = find_checkpoints(folder, settings, folder.name)
     flow = network_config(stems["sparse_structure_flow_model"])["args"]
+    size = asked.view_size or min(1024, 2 * max(kind.image_sizes))
     chosen = meshes.IngestSettings(
-        resolution=resolution or kind.resolution,
+        resolution=asked.resolution or kind.resolution,
         encoders=encoders,
         structure_grid=meshes.structure_grid_of(encoders, flow["resolution"]),
-        views=ViewSettings(views=views, size=view_size or min(1024, 2 * max(kind.image_sizes))),
-        seed=seed,
-        device=str(open_device(device)[0]),
+        views=ViewSettings(views=asked.views, size=size),
+        seed=asked.seed,
+        device=str(open_device(asked.device)[0]),
     )
     notes = [
         f"the model has no {role} encoder: no such latents are made"
@@ -116,7 +168,57 @@ def ingest_settings(
     ]
     if "structure" in encoders and not meshes.has_structure(chosen):
         notes.append(f"structure latents need another resolution than {chosen.resolution}; none are made")
-    return chosen, notes
+    return Version(meshes.ingest, chosen, notes)
+
+
+def settings_of_v1(folder: Path, asked: Asked) -> Version:
+    from trellis import ingest as meshes
+    from trellis.loading import find_checkpoints, network_config
+    from trellis.settings import IMAGE_ENCODER, LATENT_FLOW, STRUCTURE_FLOW, read_settings
+    from trellis_core.training.ingest.views import ViewSettings
+    from trellis_core.weights import hub
+
+    settings = read_settings(folder / hub.PIPELINE)
+    stems = find_checkpoints(folder, settings, folder.name)
+    latent, structure = (network_config(n, stems[n])["args"] for n in (LATENT_FLOW, STRUCTURE_FLOW))
+    encoders = {
+        **meshes.all_encoders(folder, stems),
+        **trained_encoders(meshes.find_encoders, asked.encoders),
+    }
+    size = asked.view_size or min(1024, 2 * settings.image_size)
+    chosen = meshes.IngestSettings(
+        resolution=asked.resolution or latent["resolution"],
+        image_size=settings.image_size,
+        encoders=encoders,
+        structure_grid=meshes.structure_grid_of(encoders, structure["resolution"]),
+        renders=ViewSettings(views=asked.renders, size=asked.render_size),
+        views=ViewSettings(views=asked.views, size=size),
+        seed=asked.seed,
+        device=str(open_device(asked.device)[0]),
+    )
+    notes = []
+    if IMAGE_ENCODER not in encoders:
+        notes.append("there is no picture encoder (DINOv2): no features and no latents are made")
+    elif meshes.LATENT_ENCODER not in encoders:
+        notes.append("there is no latent encoder yet: no latents are made; `--encoders RUN` takes one")
+    if not meshes.has_structure(chosen):
+        notes.append("there is no structure encoder for this grid: no structure latents are made")
+    return Version(meshes.ingest, chosen, notes)
+
+
+def trained_encoders(find: Callable[[Path], Mapping[str, Path]], run: Path | None) -> dict[str, Path]:
+    """The encoders that a training run wrote. Raises `InputError` when it wrote none."""
+    if run is None:
+        return {}
+    found = {name: stem for name, stem in find(run).items() if stem.is_relative_to(run)}
+    if not found:
+        raise InputError(
+            f"`{run}` holds no trained encoder", hint="give the `--run` folder of an autoencoder"
+        )
+    return found
+
+
+VERSIONS = {registry.V1: settings_of_v1, registry.V2: settings_of_v2}
 
 
 def report_rows(report: Mapping[str, Any], out: Path) -> list[str]:

@@ -201,7 +201,7 @@ class Job:
         save_record(self.worker.data, self.item, self.record)
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+def save_arrays(path: Path, **arrays: np.ndarray | np.generic) -> None:
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     write_file(path, [packed.getvalue()])
