@@ -6,12 +6,18 @@ Numbers of voxels are those of released runs: 20 thousand of a grid of 64, one t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from trellis.representations import CubeLayout
 from trellis.settings import DECODERS, LATENT_FLOW, STRUCTURE_DECODER, STRUCTURE_FLOW
 from trellis_core.memory.cost import Network, surface_tokens
 
 VOXELS_PER_TOKEN = 3.5
+CUBES = 64  # of the mesh decoder's finest level, for every voxel
+# numbers per voxel and channel that convolutions hold beside the blocks at the worst moment, as measured
+# (tests/benchmarks/memory_trellis1.py)
+FLOW_BLOCKS, MESH_BLOCKS = 11, 5
 
 Config = Mapping[str, Any]
 
@@ -40,19 +46,19 @@ def describe_networks(
             )
     if LATENT_FLOW in args:
         flow = args[LATENT_FLOW]
-        tokens = surface_tokens(flow["resolution"])
-        if flow.get("io_block_channels"):
-            tokens = round(tokens / VOXELS_PER_TOKEN)
+        voxels, around = surface_tokens(flow["resolution"]), flow.get("io_block_channels")
+        tokens = round(voxels / VOXELS_PER_TOKEN) if around else voxels
         found[LATENT_FLOW] = transformer(flow, sizes[LATENT_FLOW], "latents", tokens, context)
+        if around:
+            numbers = FLOW_BLOCKS * max(around)
+            found[LATENT_FLOW] = replace(found[LATENT_FLOW], voxels=voxels, voxel_numbers=numbers)
     for name in (name for name in DECODERS.values() if name in args):
         voxels = surface_tokens(args[name]["resolution"])
-        if name == DECODERS["mesh"]:  # its last level is the widest by far: 64 cubes for every voxel
-            width = args[name]["model_channels"] // 8
-            found[name] = Network(
-                stage="decode", kind="sparse", parameters=sizes[name], width=width, tokens=64 * voxels
-            )
-        else:
-            found[name] = transformer(args[name], sizes[name], "decode", voxels, 0)
+        found[name] = transformer(args[name], sizes[name], "decode", voxels, 0)
+        if name == DECODERS["mesh"]:
+            result = CubeLayout.of(args[name]["representation_config"]).channels
+            numbers = MESH_BLOCKS * (args[name]["model_channels"] // 8) + result
+            found[name] = replace(found[name], voxels=CUBES * voxels, voxel_numbers=numbers)
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 CHILDREN = 4.65  # occupied children per occupied voxel, and occupied voxels per cell of a face of the grid
 TAPS = 27
 LEVELS = CHILDREN / (CHILDREN - 1)  # all levels together, in units of the finest
+MAPS = 4 * TAPS + 4 * 4 + 7 * 8  # bytes a voxel: neighbours, coordinates; keys and orders while they are made
 OUTPUTS = 13  # 7 shape and 6 material channels, float32
 CHUNK = 1 << 24  # numbers that row-wise work and gathers of the sparse networks hold at once
 
@@ -35,6 +36,8 @@ class Network:
     blocks: int = 0
     hidden: int = 0  # channels inside the MLP
     context: int = 0  # M
+    voxels: int = 0  # of a transformer with convolutions around it, on a finer grid: their rows
+    voxel_numbers: int = 0  # and what they hold of each: skips, and one block at work
     full_precision: bool = False  # runs in float32 whatever the plan says
 
 
@@ -72,15 +75,22 @@ def activation_bytes(network: Network, dtype: torch.dtype, cache_condition: bool
         )  # residual, packed q k v, result; norms and rotary phases in float32
         mlp = 2 * (c + network.hidden) * s
         blocks = network.blocks if cache_condition else min(network.blocks, 1)
-        return n * max(attention, mlp) + blocks * network.context * 2 * c * s
+        inside = n * max(attention, mlp) + blocks * network.context * 2 * c * s
+        return inside + round(_around_bytes(network, s))
     if network.kind == "dense":
         return n * c * (4 * s + 4)  # input, two convolutions, skip; one float32 norm
     parents = n / CHILDREN
-    maps = 4 * TAPS + 4 * 4 + 7 * 8  # neighbours, coordinates; keys and orders while they are made
     # the last doubling: C2S convolves parents to the channels of eight children, then the children
     on_parents = parents * (3 * 2 * c + 8 * c) * s
     on_children = n * (3.75 * c * s + 4 * OUTPUTS)  # features, padded copy, result; skip; what is kept
-    return round(max(on_parents, on_children) + n * maps * LEVELS) + CHUNK * (s + 8)
+    return round(max(on_parents, on_children) + n * MAPS * LEVELS) + CHUNK * (s + 8)
+
+
+def _around_bytes(network: Network, s: int) -> float:
+    """Convolutions before and after the blocks: numbers, maps of all grids, one chunk."""
+    if not network.voxels:
+        return 0
+    return network.voxels * (network.voxel_numbers * s + MAPS * LEVELS) + CHUNK * (s + 8)
 
 
 def _itemsize(network: Network, dtype: torch.dtype) -> int:
