@@ -76,16 +76,21 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def read_subject(path: Path, kind: str) -> Subject:
     """Read a file; what is not about as large as the unit cube, or lies elsewhere, is moved there."""
-    if kind == MESH:
-        return unit_sized(read_painted(path))
-    if kind == VOXELS:
-        return read_grid(path)
+    readers = {MESH: read_painted, VOXELS: read_grid, GAUSSIANS: read_fuzzy, FIELD: read_fuzzy}
+    try:
+        return unit_sized(readers[kind](path))
+    except InputError as error:
+        raise InputError(error.message, hint=error.hint or "export it again, or download it again") from error
+
+
+def read_fuzzy(path: Path) -> Subject:
+    """Gaussians or a radiance field."""
     from trellis_core.io.fields import read_field
 
     field = read_field(path)
     if not len(field):
         raise InputError(f"`{path.name}` is empty: there is nothing to draw", hint="export it again")
-    return unit_sized(field)
+    return field
 
 
 def read_painted(path: Path) -> Subject:
