@@ -77,7 +77,7 @@ COMMANDS: Mapping[str, Entry] = {
     "edit": Entry("edit", "Change a part of a saved run, keep the rest.", MAKE),
     "texture": Entry("texture", "Paint a mesh after a picture.", MAKE),
     "export": Entry("export", "Make an asset from a saved run, without sampling again.", MAKE),
-    "render": Entry("render", "Draw an asset or a saved run as a PNG sheet.", MAKE),
+    "render": Entry("render", "Draw an asset or a saved run: pictures, sheets, films, maps.", MAKE),
     "train": Entry("train", "Train by a recipe, or fine-tune on your own meshes.", MACHINE),
     "models": Entry("models", "List, download and verify models.", MACHINE),
     "doctor": Entry("doctor", "Check this machine and say what to fix.", MACHINE),
