@@ -22,8 +22,8 @@ VIEWS = 4
 BACKGROUND = 0.96
 GREY = 0.72  # of a surface whose voxels are not seen
 GRID = 64  # cells in which regions are drawn
-RED = (0.9, 0.15, 0.1)
-SURFACE, SPACE = 0.7, 0.25  # strength of the red on the object, and in the space of the regions
+MAGENTA = (1.0, 0.0, 0.75)
+SURFACE, SPACE = 0.7, 0.25  # strength of the magenta on the object, and in the space of the regions
 
 
 def draw_before_after(
@@ -32,7 +32,7 @@ def draw_before_after(
     regions: Sequence[Region],
     runtime: Runtime,
 ) -> Image.Image:
-    """Three rows; the middle one is the object before with the regions in red."""
+    """Three rows; the middle one is the object before with the regions in magenta."""
     cameras = cameras_around(torch.cat([before[0].vertices, after[0].vertices]), around(VIEWS))
     cells = surface_cells(regions)
     rows: list[list[Tensor]] = [[], [], []]
@@ -40,7 +40,7 @@ def draw_before_after(
         rows[0].append(draw_object(*before, camera, runtime))
         tile = draw_object(*before, camera, runtime, regions)
         space = render_voxels(cells, cells, camera, SIDE, runtime, voxel_size=1 / GRID)
-        rows[1].append(torch.lerp(tile, tile.new_tensor(RED), SPACE * space.mask[..., None]))
+        rows[1].append(torch.lerp(tile, tile.new_tensor(MAGENTA), SPACE * space.mask[..., None]))
         rows[2].append(draw_object(*after, camera, runtime))
     sheet = torch.cat([torch.cat(row, 1) for row in rows], 0)
     return Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().cpu().numpy(), "RGB")
@@ -49,7 +49,7 @@ def draw_before_after(
 def draw_object(
     mesh: Mesh, voxels: PBRVoxels, camera: Camera, runtime: Runtime, regions: Sequence[Region] = ()
 ) -> Tensor:  # float32 [SIDE, SIDE, 3]
-    """The voxels' colors, red where the surface is in a region, lit as the mesh bends.
+    """The voxels' colors, magenta where the surface is in a region, lit as the mesh bends.
 
     The light comes over the viewer's left shoulder (Lambert's law) and some from everywhere.
     """
@@ -64,7 +64,7 @@ def draw_object(
     color = torch.where(seen.mask[..., None] > 0, seen.attrs, GREY)
     changing = surface.mask.clone()
     changing[surface.mask] = inside(regions, surface.position[surface.mask])
-    color[changing] = torch.lerp(color[changing], color.new_tensor(RED), SURFACE)
+    color[changing] = torch.lerp(color[changing], color.new_tensor(MAGENTA), SURFACE)
     shade = 0.4 + 0.7 * (surface.normal @ light).clamp(min=0)
     tile = torch.where(surface.mask[..., None], color * shade[..., None], BACKGROUND)
     return tile.view(SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING, 3).mean((1, 3))
