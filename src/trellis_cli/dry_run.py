@@ -114,6 +114,11 @@ def describe(
         ),
         row("precision", PRECISIONS[recipe.precision]),
     ]
+    if recipe.losses:
+        terms = ", ".join(f"{name} {weight:g}" for name, weight in recipe.losses.items())
+        rows.append(
+            row("losses", terms + ("; LPIPS needs `--lpips FILE`" if "lpips" in recipe.losses else ""))
+        )
     if recipe.condition:
         c = recipe.condition
         picture = f" of {c.image_size} pixels" if c.image_size else ""
@@ -149,14 +154,13 @@ def describe(
 
 
 def counted(recipe: Recipe, name: str, facts: NetworkFacts) -> str:
-    """Parameters, of the network as built on the meta device where its class is known here."""
-    from trellis2.models import MODELS
+    """Parameters of the network as built on the meta device. `UsageError` when the recipe says others."""
     from trellis_core.weights.load import build_model
 
-    kind = facts.config["name"]
-    shared = kind.startswith("SparseStructure")  # by both versions; other names mean other classes in v1
-    if kind not in MODELS or not (shared or recipe.version == "trellis2"):
-        return f"{facts.parameters:,} parameters (as published)"
+    if recipe.version == "trellis":
+        from trellis.models import MODELS
+    else:
+        from trellis2.models import MODELS  # type: ignore[assignment]
     built = sum(p.numel() for p in build_model(facts.config, MODELS).parameters())
     if built != facts.parameters:
         raise UsageError(
@@ -223,6 +227,8 @@ def data_rows(recipe: Recipe) -> list[str]:
     if d.full_pbr:
         limits.append("textures for base color, metallic and roughness")
     item = f"{KINDS[d.kind].item}; {d.resolution} voxels"
+    if "renders" in KINDS[d.kind].roles:
+        item += f", pictures of {d.view_size} pixels"
     rows = [
         row("data", f"{d.kind}: {item}"),
         *(row("", f"{place:<22} {what}") for place, what in layout_of(d)),

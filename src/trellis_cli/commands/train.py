@@ -17,7 +17,7 @@ from trellis_cli import dry_run as plan
 from trellis_cli import files, registry
 from trellis_cli import options as o
 from trellis_cli.commands import train_data
-from trellis_cli.commands.train_recipe import describe_recipe, train_recipe
+from trellis_cli.commands.train_recipe import describe_recipe, train_recipe, trainer_of
 from trellis_cli.commands.train_setup import TrainOptions, is_first, open_device
 from trellis_cli.commands.train_stages import describe_stages, train_stages
 from trellis_cli.console import Beginning, Console
@@ -31,6 +31,7 @@ EXAMPLES = """\
   trellis train data ingest my-meshes --out data
   trellis train --from embedded --stage shape_flow --lora-rank 8 --data data --run runs/mine
   trellis train merge runs/mine/lora.safetensors --from embedded --out my-model
+  trellis train --recipe trellis-latent-vae-gaussians --data data --run runs/vae
   trellis train data --recipe embedded --preview
   torchrun --nproc-per-node 8 -m -- trellis_cli train --recipe trellis2-shape-512 --data d --run runs/a"""
 
@@ -65,6 +66,10 @@ LoraAlpha = Annotated[
     o._option(RUN, "--lora-alpha", metavar="X", help="Its scale times its rank (default: the rank)."),
 ]
 Resume = Annotated[bool, o._option(RUN, "--resume", help="Continue the run in `--run`.")]
+LpipsFile = Annotated[
+    Path | None,
+    o._option(RUN, "--lpips", metavar="FILE", help="Weights of VGG16 and LPIPS; without them LPIPS is off."),
+]
 DryRun = Annotated[
     bool, o._option(RUN, "--dry-run", help="Say steps, memory and data layout, and start nothing.")
 ]
@@ -116,6 +121,7 @@ def train(
     from_model: FromModel = None,
     lora_rank: LoraRank = None,
     lora_alpha: LoraAlpha = None,
+    lpips: LpipsFile = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     samples: Samples = 4,
@@ -153,6 +159,7 @@ def train(
         model=from_model,
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
+        lpips=lpips,
         output=output,
         objects=objects,
         batch_share=1.0 if batch_share is None else batch_share,
@@ -167,6 +174,10 @@ def train(
         kernel=kernel,
     )
     staged = None if recipe is None or from_model is not None else plan.staged_recipe(recipe)
+    if lpips is not None:
+        files.check_input(lpips, "LPIPS file", (".safetensors",))
+        if staged is not None:
+            raise UsageError("the stages of this recipe compare no pictures", hint="drop `--lpips`")
     if staged is None:
         (describe_recipe if dry_run else train_recipe)(console, options)
     elif lora_rank is not None:
@@ -216,9 +227,7 @@ def merge(
     folder = registry.find_model(from_model).folder
     with console.working() as progress:
         progress.begin("merge")
-        from trellis2.tuning import merge_into_model
-
-        merge_into_model(trained, folder, out)
+        trainer_of(registry.version_of(folder)).merge_into_model(trained, folder, out)
     console.facts["model"] = {"folder": str(out)}
     console.note(f"use it with `--model {out}`")
     console.result([str(out)])

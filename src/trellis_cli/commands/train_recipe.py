@@ -39,6 +39,7 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
     check_run(folder / CHECKPOINT, options.resume)
     from trellis_core.runtime import Runtime
     from trellis_core.training.lora import LoRASettings
+    from trellis_core.training.lpips import Lpips
     from trellis_core.training.released import RunSettings, Trainee
     from trellis_core.training.released import run as run_recipe
     from trellis_core.training.tuning import finish
@@ -46,7 +47,10 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
     model = None if options.model is None else registry.find_model(options.model).folder
     rank, alpha = options.lora_rank, options.lora_alpha
     adapter = None if rank is None else LoRASettings(rank=rank, alpha=alpha)
+    if options.lpips is not None and "lpips" not in chosen.losses:
+        raise UsageError(f"the recipe `{chosen.name}` has no loss `lpips`", hint="drop `--lpips`")
     place, kernels = own_device(options)
+    perceptual = None if options.lpips is None else Lpips.load(options.lpips, place)
     with joined(place) as world, console.working() as progress:
         progress.begin("start")
         tuning = trainer_of(chosen.version).open_tuning(
@@ -58,12 +62,13 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
             kernels=kernels,
             seed=options.seed,
             world=world,
+            perceptual=perceptual,
         )
         console.say("recipe", f"{chosen.name}; {length:,} steps of {chosen.batch.per_gpu} samples")
         console.say("data", f"{len(tuning.catalog.entries):,} items of `{source}`")
         console.say("device", str(place) if world.size == 1 else f"{place}, one of {world.size} processes")
-        if "lpips" in chosen.losses:
-            console.note("LPIPS is off: its weights are not part of this program")
+        if "lpips" in chosen.losses and perceptual is None:
+            console.note("LPIPS is off: its weights are not part of this program; `--lpips FILE` takes yours")
         trainee = Trainee(tuning.learner, chosen, tuning.order, inflated=tuning.inflated)
         draw = curve_drawer(console, folder, [LOG])
 

@@ -43,6 +43,7 @@ class TrainOptions:
     model: str | None  # to start from
     lora_rank: int | None
     lora_alpha: float | None
+    lpips: Path | None  # weights of the loss that looks like a viewer
     output: Path | None
     objects: int | None
     batch_share: float  # times the batch sizes of a recipe of stages

@@ -13,6 +13,7 @@ Activations are what the backward pass keeps, at the limit of voxels or tokens t
     transformer block, per token     32 C + 13 s C + 2 s H   (residuals and norms float32; H inside the MLP)
                                      of a block that is computed again: 4 C
     cross-attention, per sample      2 s C M per block, for M context tokens
+    v1's mesh decoder, per voxel     two levels of 8 and 64 cubes as sparse levels below, never computed again
     sparse level, per voxel          (11 s + 4) C per block, and 120 bytes for coordinates and neighbours once
     dense level, per cell            6 s C per residual block, and 8 C for float32 norms beside 16 bits
 
@@ -30,6 +31,8 @@ from trellis_core.training.recipes import NetworkFacts, Recipe
 CHILDREN = 4.65  # occupied children per occupied voxel
 TABLES = 120  # bytes per voxel: coordinates, keys, 27 neighbours
 LATENT_FLOW_GRID = 2  # v1's latent flow halves the grid once
+CUBE = 101  # channels of a cube of v1's mesh decoder
+REPRESENTED = 12  # bytes per number of what v1's decoders make of a voxel: raw, activated, drawn
 
 Config = Mapping[str, Any]
 
@@ -131,7 +134,22 @@ def transformer_activations(a: Config, tokens: int, recipe: Recipe, size: int) -
         a.get("num_io_res_blocks", 2) * 2 * voxels * (6 * size + 8) * w
         for w in a.get("io_block_channels") or ()
     )
+    rim += represented(a, tokens, size)
     return Activations(kept=round(blocks * one + rim), recomputed=round(blocks * 4 * c * tokens + one + rim))
+
+
+def represented(a: Config, tokens: int, size: int) -> float:
+    """Of what a decoder of v1 makes: cubes, Gaussians or fields; 0 for other networks."""
+    config = a.get("representation_config")
+    if config is None:
+        return 0.0
+    if "num_gaussians" in config:
+        return float(tokens * 14 * config["num_gaussians"] * REPRESENTED)
+    if "rank" in config:
+        return float(tokens * (3 * config["rank"] * config["dim"] + 4 * config["rank"]) * REPRESENTED)
+    levels = ((8 * tokens, a["model_channels"] // 4), (64 * tokens, a["model_channels"] // 8))
+    cubes = sum(voxels * ((11 * size + 4) * width + TABLES) for voxels, width in levels)
+    return float(cubes + 64 * tokens * CUBE * REPRESENTED)
 
 
 def sparse_activations(a: Config, recipe: Recipe, size: int) -> Activations:
