@@ -57,16 +57,17 @@ def read_prompt(
     tokenizer: Tokenizer,
     length: int,  # tokens, start and end among them
 ) -> tuple[tuple[int, ...], str]:  # ids, note
-    """A prompt as the text encoder takes it, and what there is to say: where it was cut.
+    """A prompt as the text encoder takes it, and what there is to say: it was cut, it is not English.
 
     Raises `InputError` for a prompt without a word.
     """
     if not any(any(map(str.isalnum, word)) for word in split(prompt)):
         raise InputError("the prompt is empty", hint='say what to make, for example "a tall red chair"')
     encoded = tokenizer.encode(prompt, length)
-    if not encoded.dropped:
-        return encoded.ids, ""
-    return (
-        encoded.ids,
-        f"the prompt was cut to its first {len(encoded.words)} words ({length - 2} tokens fit)",
-    )
+    notes = []
+    if encoded.dropped:
+        notes.append(f"the prompt was cut to its first {len(encoded.words)} words ({length - 2} tokens fit)")
+    letters = [letter for letter in prompt if letter.isalpha()]
+    if 2 * sum(map(str.isascii, letters)) < len(letters):
+        notes.append("the model was trained on English captions: other languages tell it little")
+    return encoded.ids, "; ".join(notes)

@@ -160,6 +160,14 @@ def test_a_prompt_of_ten_thousand_words_is_cut_with_a_note(run, words):
     assert len(said.err) < 5_000
 
 
+@pytest.mark.parametrize("prompt", ["\u6905\u5b50", "\u043a\u0440\u0435\u0441\u043b\u043e"])
+def test_a_prompt_in_another_writing_is_made_with_a_note(run, words, tmp_path, prompt):
+    said = run("text", prompt, "--model", words, "--as", "gaussians")
+    assert said.code == 0, said.err
+    assert "note: the model was trained on English captions" in said.err
+    assert (tmp_path / f"{prompt}.ply").is_file()
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "...", "\n"])
 def test_an_empty_prompt_is_bad_input(run, words, prompt):
     said = run("text", prompt, "--model", words)
