@@ -23,7 +23,7 @@ from trellis_cli.maker import Job, Maker
 from trellis_cli.sampling import order_of
 from trellis_cli.worklist import Item, fold, named
 from trellis_core import __version__
-from trellis_core.errors import InputError, ModelError, OutputError, UsageError
+from trellis_core.errors import InputError, ModelError, OutputError
 
 OWN = ("output", "save_bundle", "preview")  # options that name one file
 # options that say how and where, not what is made
@@ -206,8 +206,8 @@ class Work:
             with watching(quiet, claim, short(item) + self._time_left()) as progress:
                 self.maker.make(job, quiet, progress)
         except BaseException as error:
-            # wrong usage and a damaged model would come again with every item
-            common = self.console.interrupted or isinstance(error, (UsageError, ModelError))
+            # a damaged model would come again with every item
+            common = self.console.interrupted or isinstance(error, ModelError)
             if isinstance(error, Exception) and not common:
                 return error
             claim.settled = not any(path.exists() for path in job.order.paths)

@@ -26,7 +26,7 @@ from tests.tiny_model import write_tiny_model
 from trellis_cli import maker, registry
 from trellis_cli.console import Console
 from trellis_cli.options import RunOptions
-from trellis_core.errors import OutOfMemory
+from trellis_core.errors import OutOfMemory, UsageError
 
 FAST = ("--steps", 1, "--faces", 2000, "--texture", 64)
 
@@ -282,11 +282,16 @@ def test_when_nothing_can_be_lowered_the_sampled_run_is_kept(batch, pictures, mo
     assert files_in() == ["a.safetensors", "report.jsonl"]
 
 
-def test_an_internal_error_is_one_items_own(batch, pictures, monkeypatch):
-    failing(monkeypatch, "decode", ValueError("a bug"), (1,))
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("a bug"), 1), (UsageError("a texture too small for this one"), 2)],
+    ids=str,
+)
+def test_an_error_after_sampling_is_one_items_own(batch, pictures, monkeypatch, error, code):
+    failing(monkeypatch, "decode", error, (1,))
     assert batch("pictures").code == 8
     first, second = report()
-    assert (first["exit_code"], first["bundle"]) == (1, "a.safetensors")
+    assert (first["exit_code"], first["bundle"]) == (code, "a.safetensors")
     assert second["status"] == "made"
 
 
