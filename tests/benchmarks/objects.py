@@ -136,13 +136,13 @@ def bowl() -> Shape:
 
 def shell() -> Shape:
     """A bumpy ball with five cavities that no ray from outside reaches."""
-    middles = 0.2 * np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1], [0, 0, 0]])
+    middles = 0.14 * np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1], [0, 0, 0]])
 
     def distance(points: np.ndarray) -> np.ndarray:
         cavity = np.min([np.linalg.norm(points - m, axis=1) - 0.1 for m in middles], axis=0)
         return np.maximum(bumps(points), -cavity)
 
-    return Shape([Part(distance)], closed=True, visible=lambda p: np.linalg.norm(p, axis=1) > 0.34)
+    return Shape([Part(distance)], closed=True, visible=lambda p: np.linalg.norm(p, axis=1) > 0.355)
 
 
 SHAPES: dict[str, Callable[[], Shape]] = {

@@ -24,6 +24,7 @@ from trellis_core.geometry.cleanup import (
     weld_vertices,
 )
 from trellis_core.geometry.cluster import cluster_vertices
+from trellis_core.geometry.flips import flip_edges
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.normals import crease_normals, vertex_normals
 from trellis_core.geometry.orientation import (
@@ -33,7 +34,7 @@ from trellis_core.geometry.orientation import (
     remove_enclosed,
 )
 from trellis_core.geometry.quality import check_mesh
-from trellis_core.geometry.simplify import flip_edges, simplify
+from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.geometry.unwrap import unwrap
 from trellis_core.runtime import Runtime
@@ -41,6 +42,7 @@ from trellis_core.runtime import Runtime
 AlphaMode = Literal["opaque", "mask", "blend", "auto"]
 
 LARGEST_CLUSTER = 3  # cells of 2 ** 3 voxels
+CLUSTER_TOLERANCE, COARSE_TOLERANCE = 0.05, 0.15  # voxels
 WELD = 1e-3  # voxels
 FLAP_AREA = 4.0  # voxel faces
 STRAY_AREA = 1e-4  # of the largest piece
@@ -215,8 +217,9 @@ def clean(
 
     levels = cluster_levels(len(mesh.faces), settings.faces)
     if levels:
+        tolerance = cluster_tolerance(len(mesh.faces), settings.faces)
         mesh = cluster_vertices(
-            mesh, voxel, levels, on_step=lambda step, steps: runtime.report("clean", 1, 4)
+            mesh, voxel, levels, tolerance, lambda step, steps: runtime.report("clean", 1, 4)
         )
     runtime.report("clean", 2, 4)
     mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
@@ -251,6 +254,11 @@ def clean(
 def cluster_levels(faces: int, target: int) -> int:
     """Each level leaves a quarter of the faces where the surface is smooth; the target must stay in reach."""
     return min(LARGEST_CLUSTER, int(math.log(max(faces / target, 1), 4)))
+
+
+def cluster_tolerance(faces: int, target: int) -> float:
+    """In voxels: what the eye cannot see, or more where few faces will have to do anyway."""
+    return min(CLUSTER_TOLERANCE * max(faces / target / 16, 1) ** 0.5, COARSE_TOLERANCE)
 
 
 def keep_finite(mesh: Mesh) -> Mesh:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.cleanup import drop_unused_vertices
-from trellis_core.geometry.connectivity import Edges, connected_components, edges_of
+from trellis_core.geometry.connectivity import Edges, connected_components, edges_of, sides_of_edges
 from trellis_core.geometry.types import Mesh
 
 SLAB_VERTICES = 400_000  # about as many are worked on at a time
@@ -211,42 +211,70 @@ def is_disk(label: Tensor, inner: Tensor, faces: Tensor) -> Tensor:
     ) == 1
 
 
-def undo_damage(block: Block, label: Tensor, points: Tensor) -> Tensor:
-    """Take groups apart until they leave no edge with three faces, no face on another, none turned over."""
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Faces as they would be: for what must not happen to them."""
+
+    rows: Tensor  # int64 [F]     which faces of the block are left
+    faces: Tensor  # int64 [F, 3]  their vertices now
+    edges: Edges  # of these faces
+    position: Tensor  # float64 [V, 3]  of all vertices, now
+    complete: Tensor  # bool [V]  vertices whose faces are all here
+
+
+Damage = Callable[[Merged], Tensor]  # -> bool [F]
+
+
+def no_damage(merged: Merged) -> Tensor:
+    return torch.zeros(len(merged.rows), dtype=torch.bool)
+
+
+def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no_damage) -> Tensor:
+    """Take groups apart until they leave no edge with three faces, no face on another, none turned over.
+
+    `damage` may name more faces that must not be. Only what a taken-apart group touches is looked at again.
+    """
     alone = torch.arange(len(label))
+    rows = torch.arange(len(block.faces))
+    complete = torch.ones(len(label), dtype=torch.bool)
     while True:
-        merged = torch.bincount(label, minlength=len(label)) > 1
-        position = torch.where(merged[:, None], points, block.points)
-        rows = torch.nonzero(is_proper(label[block.faces])).reshape(-1)
+        joined = torch.bincount(label, minlength=len(label)) > 1
+        position = torch.where(joined[:, None], points, block.points)
         faces = label[block.faces[rows]]
-        touched = merged[faces].any(1)
-        bad = touched & (spoiled_edges(edges_of(faces), faces) | turned(block, rows, faces, position))
-        spoiled = torch.zeros_like(merged)
-        spoiled[faces[bad].reshape(-1)] = True
-        spoiled &= merged
-        if not bool(spoiled.any()):
+        proper = is_proper(faces)
+        left, faces = rows[proper], faces[proper]
+        merged = Merged(left, faces, edges_of(faces), position, complete)
+        bad = spoiled(merged) | turned(block, merged) | damage(merged)
+        bad &= joined[faces].any(1)
+        apart = torch.zeros_like(joined)
+        apart[faces[bad].reshape(-1)] = True
+        apart &= joined
+        if not bool(apart.any()):
             return label
-        label = torch.where(spoiled[label], alone, label)
+        complete = apart[label]
+        label = torch.where(complete, alone, label)
+        rows = torch.nonzero(complete[block.faces].any(1)).reshape(-1)
 
 
-def spoiled_edges(edges: Edges, faces: Tensor) -> Tensor:
+def spoiled(merged: Merged) -> Tensor:
     """Faces with a side of more than two faces, or with all corners of a neighbour; bool [F]."""
+    edges = merged.edges
     bad = edges.face_count > 2
-    start = (torch.cumsum(edges.face_count, 0) - edges.face_count)[edges.face_count == 2]
-    first, second = edges.sides[start], edges.sides[start + 1]
-    opposite = faces.sum(1)
-    bad[edges.face_count == 2] = opposite[first // 3] == opposite[second // 3]
+    pair = edges.face_count == 2
+    first, second = sides_of_edges(edges, pair)
+    corners = merged.faces.sum(1)
+    bad[pair] = corners[first // 3] == corners[second // 3]
     return bad[edges.of_side].any(1)
 
 
-def turned(block: Block, rows: Tensor, faces: Tensor, position: Tensor) -> Tensor:
+def turned(block: Block, merged: Merged) -> Tensor:
     """Faces whose normal is far from what it was, or that have lost their area; bool [F]."""
 
     def vectors(points: Tensor, corners: Tensor) -> Tensor:
         a, b, c = points[corners].unbind(1)
         return torch.linalg.cross(b - a, c - a)
 
-    new, old = vectors(position, faces), vectors(block.points, block.faces[rows])
+    new, old = vectors(merged.position, merged.faces), vectors(block.points, block.faces[merged.rows])
     return (new * old).sum(1) < TURN * new.norm(dim=1) * old.norm(dim=1).clamp_min(1e-30)
 
 
