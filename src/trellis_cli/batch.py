@@ -203,7 +203,7 @@ class Work:
         """Why the job failed, unless that ends the batch: then it is raised."""
         claim.settled = False
         try:
-            with watching(quiet, claim, short(item) + self._time_left()) as progress:
+            with watching(quiet, claim, f"{self._count(1)} {short(item)}{self._time_left()}") as progress:
                 self.maker.make(job, quiet, progress)
         except BaseException as error:
             # a damaged model would come again with every item
@@ -264,7 +264,7 @@ class Work:
             self.made += 1
         else:
             self.failures.append(entry)
-        where = f"{self.made + self.kept + len(self.failures)}/{len(self.items)}"
+        where = self._count()
         self.console.event("item", **entry)
         paths = [str(self.wishes.out / output["path"]) for output in entry["outputs"]]
         self.console.result(paths)
@@ -275,6 +275,9 @@ class Work:
         else:
             said = "; ".join(filter(None, (entry["error"], entry["hint"])))
             self.console.say(where, f"{short(item)}: FAILED: {said}")
+
+    def _count(self, more: int = 0) -> str:
+        return f"{self.made + self.kept + len(self.failures) + more}/{len(self.items)}"
 
     def _time_left(self) -> str:
         if not self.made:

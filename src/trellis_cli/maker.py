@@ -65,6 +65,21 @@ class Maker:
         self.plan: Mapping[str, Any] = {}
         self.facts: Mapping[str, Any] = {}  # which model it is
 
+    def check(self, form: Form) -> None:
+        """Whether a model that was asked for can make this; imports no torch.
+
+        Raises `ModelError` when it is not here, `UsageError` when it does not take or make what is wanted.
+        """
+        if self.model == registry.AUTO:
+            return
+        found = registry.find_model(self.model)
+        order = delivery.Order(paths=(), previews=(), form=form)
+        fits(self.options, order)(registry.version_of(found.folder), found.name)
+        if self.needs["text"]:
+            registry.require_text(found)
+        if self.needs["pictures"]:
+            registry.require_pictures(found)
+
     def open(self, order: delivery.Order) -> None:
         """Load the model unless that was done. Raises what `registry.load_engine` raises."""
         if self.engine is None:

@@ -214,7 +214,8 @@ def test_prompts_for_a_model_that_takes_none_end_it_before_it_begins(batch, tmp_
     mute = write_tiny_model(tmp_path / "mute", text=False)
     Path("list.txt").write_text("a chair\na table\n")
     batch("list.txt", model=mute).assert_one_error(2)
-    assert report() == []
+    batch("list.txt", "--as", "gaussians", model=mute).assert_one_error(2)
+    assert not Path("out").exists()
 
 
 def test_damaged_weights_end_it_at_the_first_item(batch, pictures, tiny_model, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trellis_cli import delivery, registry
+from trellis_cli import delivery
 from trellis_cli import options as o
 from trellis_cli.batch import OWN, Wishes, Work
 from trellis_cli.console import Console
@@ -110,8 +110,7 @@ def batch(
     text = any(item.prompt is not None for item in items)
     pictures = any(item.pictures for item in items)
     maker = Maker(console, run, text=text, pictures=pictures)
-    if run.model != registry.AUTO:
-        registry.find_model(run.model)
+    maker.check(run.form or delivery.form_of(Path(f"x{wishes.suffix}")))
     work = Work(console, wishes, maker, open_report(out), items)
     try:
         work.through(limit)
