@@ -70,6 +70,8 @@ def read_settings(path: Path) -> PipelineSettings:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"`{path}` is damaged: {error}", hint="download the model again") from error
+    if "shape_slat_normalization" in args:
+        raise ModelError(f"`{path}` is that of a TRELLIS.2 model", hint="open it with `trellis2.load(...)`")
     try:
         settings = settings_from_args(args)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -130,6 +130,8 @@ def read_settings(path: Path) -> PipelineSettings:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"`{path}` is damaged: {error}", hint="download the model again") from error
+    if "slat_normalization" in args:
+        raise ModelError(f"`{path}` is that of a TRELLIS v1 model", hint="open it with `trellis.load(...)`")
     try:
         return settings_from_args(args)
     except (KeyError, TypeError, ValueError) as error:

@@ -88,6 +88,18 @@ def test_the_pipeline_file_says_the_version(pictures, words, tiny_model):
         assert (registry.has_pictures(folder), registry.has_text(folder)) == (model.pictures, model.text)
 
 
+def test_python_says_which_version_opens_a_model(pictures, tiny_model):
+    import trellis
+    import trellis2
+
+    with pytest.raises(ModelError, match=r"TRELLIS v1") as caught:
+        trellis2.load(pictures)
+    assert "trellis.load" in caught.value.hint
+    with pytest.raises(ModelError, match=r"TRELLIS\.2") as caught:
+        trellis.load(tiny_model)
+    assert "trellis2.load" in caught.value.hint
+
+
 def test_a_pipeline_file_of_something_else_is_a_model_error(run, tmp_path):
     (tmp_path / "pipeline.json").write_text('{"args": {"unet": "x"}}')
     said = run("text", "a chair", "--model", tmp_path)
