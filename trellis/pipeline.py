@@ -196,6 +196,7 @@ class Pipeline:
         structure: Overrides = None,
         latents: Overrides = None,
         repeats: int = REPEATS,
+        freedom: float = 0.0,
         background: str = "auto",
         on_progress: Progress | None = None,
         cancel: Callable[[], bool] | None = None,
@@ -206,6 +207,9 @@ class Pipeline:
         bit for bit; inside, both are sampled so that they fit (RePaint: `repeats` above 1 goes back and does
         each step again). With `preserve_texture` voxels inside that were there before keep their latents, and
         with them color and fine shape, for one latent holds both: only what is new is generated.
+        A part that belongs to something larger takes its color from there: a corner of a blue back stays
+        blue, whatever the prompt says. `freedom` above 0 lets the latents follow the prompt or picture
+        alone for that share of the way, at 1 all of it.
         All samples of a bundle are edited alike. The result is a bundle; what changed is told in
         `info["edit"]`: "voxels" (of the structure, inside and outside, as sampled and in the result),
         "tokens" (kept and made), "drift" (how far from what is kept the model's own result would have been
@@ -219,7 +223,7 @@ class Pipeline:
         changes = {"structure": structure, "latents": latents}
         run = self._start(condition, changes, seed, bundle.info["num_samples"], runtime)
         inside = cells_inside(regions, bundle.info["resolution"]).to(runtime.device)
-        edit = Edit(inside, run.draw, repeats)
+        edit = Edit(inside, run.draw, repeats, freedom)
         old = {name: tensor.to(runtime.device) for name, tensor in bundle.tensors.items()}
         images, facts = self._condition(condition, run)
         with torch.inference_mode(), memory_errors("sampling"):
@@ -229,13 +233,14 @@ class Pipeline:
             steps = run.samplers["structure"].steps
             runtime.report("structure", steps, steps, said(voxels))
             kept = edit.taken_over(coords, old["coords"], old[LATENT], survivors=preserve_texture)
-            latent = self._sample_latents(coords, run, kept)
+            latent = self._sample_latents(coords, run, kept, edit.freedom)
         record = {
             "regions": [region.facts() for region in regions],
             "condition": facts,
             "seed": seed,
             "samplers": {name: asdict(sampler) for name, sampler in run.samplers.items()},
             "repeats": repeats,
+            "freedom": freedom,
             "preserve_texture": preserve_texture,
             "voxels": voxels,
             "tokens": kept.counts(),
@@ -403,12 +408,15 @@ class Pipeline:
         with self.networks.use(STRUCTURE_ENCODER, run.runtime) as encoder:
             return encode_cells(encoder, old["coords"], run.num_samples, grid, latent_resolution)
 
-    def _sample_latents(self, coords: Tensor, run: Run, kept: TakenOver | None = None) -> SparseTensor:
+    def _sample_latents(
+        self, coords: Tensor, run: Run, kept: TakenOver | None = None, freedom: float = 0.0
+    ) -> SparseTensor:
         """Raw latents on these voxels; what is kept of old ones comes back bit for bit."""
         if kept is not None and kept.whole:
             return SparseTensor(kept.latents, coords, run.num_samples)
         normalization = self.settings.normalization
-        known = None if kept is None else kept.known(normalization, run.samplers["latents"].sigma_min)
+        sigma_min = run.samplers["latents"].sigma_min
+        known = None if kept is None else kept.known(normalization, sigma_min, freedom)
         with self.networks.use(LATENT_FLOW, run.runtime) as flow:
             noise = SparseTensor(run.draw(len(coords), flow.in_channels), coords, run.num_samples)
             latent = self._integrate(flow, noise, "latents", run, known)

@@ -202,6 +202,7 @@ class Pipeline:
         shape: Overrides = None,
         texture: Overrides = None,
         repeats: int = REPEATS,
+        freedom: float = 0.0,
         background: str = "auto",
         on_progress: Progress | None = None,
         cancel: Callable[[], bool] | None = None,
@@ -214,6 +215,9 @@ class Pipeline:
         their own centres lie in the region. With `preserve_texture` cells inside that were there before keep
         their texture latents: the shape changes, and the old surface keeps its colors where it still is;
         only where something new grows it gets colors of its own.
+        A part that belongs to something larger takes its color from there: a corner of a blue back stays
+        blue, whatever the prompt says. `freedom` above 0 lets the colors follow the prompt or picture
+        alone for that share of the way, at 1 all of it.
         All samples of a bundle are edited alike. The result is a bundle; what changed is told in
         `info["edit"]`: "voxels" (of the structure, inside and outside, as sampled and in the result),
         "tokens" (kept and made), "drift" (how far from what is kept the model's own result would have been
@@ -228,7 +232,9 @@ class Pipeline:
         changes = {"structure": structure, "shape": shape, "texture": texture}
         run = self._start(condition, kind, changes, seed, bundle.info["num_samples"], runtime)
         grids = kind.structure_resolution, bundle.info["resolution"] // kind.factor
-        coarse, fine = (Edit(cells_inside(regions, n).to(runtime.device), run.draw, repeats) for n in grids)
+        coarse, fine = (
+            Edit(cells_inside(regions, n).to(runtime.device), run.draw, repeats, freedom) for n in grids
+        )
         old = {name: tensor.to(runtime.device) for name, tensor in bundle.tensors.items()}
         images, facts = self._condition(condition, run, kind.image_sizes)
         with torch.inference_mode(), memory_errors("sampling"):
@@ -240,7 +246,7 @@ class Pipeline:
             latents = self._edit_shape(coords, old, coarse, fine, bundle.info["resolution"], run)
             tokens = latents[-1].coords
             kept = fine.taken_over(tokens, old["coords"], old[TEXTURE], survivors=preserve_texture)
-            color = self._sample_texture(latents[-1], run, kept)
+            color = self._sample_texture(latents[-1], run, kept, fine.freedom)
         tensors = {STRUCTURE_LATENT: z, STRUCTURE: coords, **self._latents(latents, color)}
         occupied = torch.cat([tokens, old["coords"]])[:, 1:].unique(dim=0)
         extent = Extent(fine.inside, *cut_cells(regions, fine.inside, occupied, kind.factor))
@@ -251,6 +257,7 @@ class Pipeline:
             "seed": seed,
             "samplers": {name: asdict(sampler) for name, sampler in run.samplers.items()},
             "repeats": repeats,
+            "freedom": freedom,
             "preserve_texture": preserve_texture,
             "voxels": voxels,
             "tokens": fine.taken_over(tokens, old["coords"], old[SHAPE]).counts(),
@@ -530,7 +537,7 @@ class Pipeline:
             )
 
     def _sample_texture(
-        self, latent: SparseTensor, run: Sampling, kept: TakenOver | None = None
+        self, latent: SparseTensor, run: Sampling, kept: TakenOver | None = None, freedom: float = 0.0
     ) -> SparseTensor:
         """Raw texture latent on the tokens of the raw shape latent."""
         shape = stages.normalize(latent, self.settings.shape_normalization)
@@ -544,6 +551,7 @@ class Pipeline:
                 self.settings.texture_normalization,
                 run,
                 kept,
+                freedom,
                 concat_cond=shape,
             )
 
@@ -556,12 +564,15 @@ class Pipeline:
         normalization: Normalization,
         run: Sampling,
         kept: TakenOver | None,
+        freedom: float = 0.0,
         **inputs: SparseTensor,
     ) -> SparseTensor:
         """Raw latent; what is kept of an old one comes back bit for bit."""
-        known = None if kept is None else kept.known(normalization, run.samplers[stage].sigma_min)
         if kept is not None and kept.whole:
             return noise.replace(kept.latents)
+        known = None
+        if kept is not None:
+            known = kept.known(normalization, run.samplers[stage].sigma_min, freedom)
         latent = self._integrate(flow, noise, stage, image_size, run, known, **inputs)
         latent = stages.denormalize(latent, normalization)
         return latent if kept is None else kept.put_back(latent)

@@ -41,6 +41,7 @@ from trellis_core.weights.bundle import Bundle
 ORANGE = torch.tensor([0.95, 0.5, 0.1, 0.0, 0.6, 1.0])  # base color, metallic, roughness, alpha
 UPPER = Box((-0.5, -0.5, 0.07), (0.5, 0.5, 0.5))  # of a chair: what is above the seat
 SIDES = (Box((-0.5, -0.5, 0.07), (-0.15, 0.15, 0.35)), Box((0.15, -0.5, 0.07), (0.5, 0.15, 0.35)))
+BALL = Sphere((0.25, 0.2, 0.4), 0.22)
 VIEWS = ((FRONT + 0.5, 0.35), (FRONT + 0.5 + math.pi, 0.35))  # yaw, pitch
 
 
@@ -49,6 +50,7 @@ class Case:
     regions: Sequence[Region]
     prompt: str
     preserve_texture: bool = False
+    freedom: float = 0.0
 
 
 CASES: Mapping[str, Case] = {
@@ -57,7 +59,8 @@ CASES: Mapping[str, Case] = {
         regions=(UPPER,), prompt="a red chair with armrests", preserve_texture=True
     ),
     "armrests in free space": Case(regions=SIDES, prompt="a red chair with armrests"),
-    "a sphere at a corner": Case(regions=(Sphere((0.25, 0.2, 0.4), 0.22),), prompt="a yellow chair"),
+    "a sphere at a corner": Case(regions=(BALL,), prompt="a yellow chair"),
+    "the same, following the prompt alone": Case(regions=(BALL,), prompt="a yellow chair", freedom=1.0),
 }
 
 
@@ -87,6 +90,7 @@ def main() -> None:
             case.regions,
             prompt=case.prompt,
             preserve_texture=case.preserve_texture,
+            freedom=case.freedom,
             seed=options.seed,
             repeats=options.repeats,
         )

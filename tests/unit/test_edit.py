@@ -242,8 +242,10 @@ def test_what_cannot_be_edited_is_said_before_anything_runs(pipeline, bundle):
     with pytest.raises(UsageError, match="one thing"):
         pipeline.edit(bundle, [UPPER], **late)
     with pytest.raises(UsageError, match="at least once"):
-        pipeline.edit(bundle, [UPPER], picture(), repeats=0, **FAST)
-    assert set(seen) <= {"picture", "condition"}
+        pipeline.edit(bundle, [UPPER], picture(), repeats=0, **late)
+    with pytest.raises(UsageError, match="freedom"):
+        pipeline.edit(bundle, [UPPER], picture(), freedom=2, **late)
+    assert not seen
 
 
 def test_a_bundle_without_a_structure_latent_needs_an_encoder(pipeline, bundle):

@@ -109,6 +109,24 @@ def test_going_back_keeps_the_noise_of_every_time():
         assert deviation == pytest.approx(t, rel=0.03)
 
 
+@pytest.mark.parametrize("freedom", [0.0, 0.3, 1.0])
+def test_for_a_share_of_the_way_the_model_knows_nothing(freedom):
+    base, noise, states = half_known(), draw(3, 4, 64), []
+    known = Known(base.values, base.keep, base.draw, freedom=freedom)
+    sample_repaint(bent, noise, TIMES, lambda _, x: states.append(x), known=known)
+    free = []
+    sample_euler(bent, noise, TIMES, lambda _, x: free.append(x))
+    for t, x, alone in zip(TIMES[1:-1], states, free, strict=False):
+        assert torch.equal(x, alone) == (t > 1 - freedom)
+    assert known.put_back(states[-1])[..., :32].equal(known.values[..., :32])
+
+
+@pytest.mark.parametrize("freedom", [-0.1, 1.5])
+def test_freedom_is_a_share(freedom):
+    with pytest.raises(UsageError, match="freedom"):
+        Known(draw(1), torch.ones(1, dtype=torch.bool), draw, freedom=freedom)
+
+
 def test_doing_nothing_is_no_step():
     with pytest.raises(UsageError, match="at least once"):
         half_known(0)

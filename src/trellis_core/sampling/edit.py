@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trellis_core.errors import InputError
 from trellis_core.sampling.normalization import Normalization
-from trellis_core.sampling.repaint import Known
+from trellis_core.sampling.repaint import Known, check_settings
 from trellis_core.sparse.order import find_sorted, sort_keys
 from trellis_core.sparse.tensor import SparseTensor
 
@@ -36,6 +36,10 @@ class Edit:
     inside: Tensor  # bool [R, R, R]
     draw: Callable[..., Tensor]  # sizes -> standard normal numbers
     repeats: int = REPEATS
+    freedom: float = 0.0  # of the last latents, see `Known`
+
+    def __post_init__(self) -> None:
+        check_settings(self.repeats, self.freedom)
 
     def structure(
         self,
@@ -128,11 +132,11 @@ class TakenOver:
         kept = int(self.keep.sum())
         return {"kept": kept, "made": len(self.keep) - kept}
 
-    def known(self, normalization: Normalization, sigma_min: float) -> Known:
-        """The same in the flow's space."""
+    def known(self, normalization: Normalization, sigma_min: float, freedom: float = 0.0) -> Known:
+        """The same in the flow's space, to sample around it."""
         mean, std = normalization.vectors(self.latents)
         values = torch.where(self.keep, (self.latents - mean) / std, 0)
-        return Known(values, self.keep, self.draw, self.repeats, sigma_min)
+        return Known(values, self.keep, self.draw, self.repeats, sigma_min, freedom)
 
     def put_back(self, latent: SparseTensor) -> SparseTensor:
         """`latent` with the old values where they stay, to the last bit."""

@@ -30,10 +30,10 @@ class Known:
     draw: Callable[..., Tensor]  # sizes -> standard normal numbers on the state's device
     repeats: int = 1  # how often every step is done; above 1 after going back to where it began
     sigma_min: float = 1e-5  # noise left at t=0
+    freedom: float = 0.0  # share of the way from t=1 on which the model knows nothing of it
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise UsageError(f"steps must be done at least once, got `repeats` {self.repeats}")
+        check_settings(self.repeats, self.freedom)
 
     def put_back(self, x: State) -> State:
         """`x` with the known values where they are to stay, to the last bit."""
@@ -43,6 +43,14 @@ class Known:
         """How far `x` is from what is to stay: root mean square; 0 when nothing is."""
         off = (values(x) - self.values)[self.keep.expand_as(self.values)]
         return float(off.square().mean().sqrt()) if len(off) else 0.0
+
+
+def check_settings(repeats: int, freedom: float) -> None:
+    """Raises `UsageError` for values that make no sense."""
+    if repeats < 1:
+        raise UsageError(f"steps must be done at least once, got `repeats` {repeats}")
+    if not 0 <= freedom <= 1:
+        raise UsageError(f"`freedom` must be between 0 and 1, got {freedom}")
 
 
 def sample_repaint(
@@ -63,6 +71,8 @@ def sample_repaint(
         return known.sigma_min + (1 - known.sigma_min) * t
 
     def merged(x: Tensor, t: float) -> Tensor:
+        if t > 1 - known.freedom:
+            return x
         return torch.where(known.keep, (1 - t) * known.values + sigma(t) * path, x)
 
     x: Tensor = values(noise)
