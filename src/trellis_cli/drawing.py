@@ -36,6 +36,7 @@ FRAMES, SECONDS, VIEWS = 60, 4.0, 4
 SIZE, SHEET_SIZE = 512, 384  # pixels of a picture, and of one in a sheet
 WORKING = 1_300_000_000  # bytes that drawing itself takes, measured at the largest part of a picture
 COPIES = 12  # bytes per pixel of a sheet: picture, sheet, and what is handed to the encoder
+SPLATTED = 180  # bytes per pixel of a picture of Gaussians, which is not drawn in parts; measured
 AV_HINT = "install it with `pip install 'trellis-cli[video]'`, or write an animated `.webp`"
 
 
@@ -133,10 +134,11 @@ def check_film(
         raise OutputError("MP4 needs the package `av`, which is not installed", hint=AV_HINT)
 
 
-def check_memory(pictures: int, size: int) -> None:
+def check_memory(pictures: int, size: int, copies: int | None = None) -> None:
     from trellis_core.memory.devices import describe_processor
 
-    needed, free = WORKING + pictures * size * size * COPIES, describe_processor().free_memory
+    needed = WORKING + pictures * size * size * (COPIES if copies is None else copies)
+    free = describe_processor().free_memory
     if needed > free:
         raise OutOfMemory(
             f"this takes about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free",
@@ -187,6 +189,7 @@ def open_light(drawing: Drawing) -> Light:
 def shots_of(drawing: Drawing, forms: Mapping[str, Subject], light: Light) -> list[Shot]:
     """The pictures of one object; `forms` are what it can be drawn as, the main one first."""
     from trellis_core.geometry.camera import FRONT
+    from trellis_core.geometry.fields import Gaussians
     from trellis_core.render.subject import Look, modes_of, outline
     from trellis_core.render.turntable import Shot, framed_cameras
     from trellis_core.render.views import around, fitted_camera, named_view
@@ -202,6 +205,8 @@ def shots_of(drawing: Drawing, forms: Mapping[str, Subject], light: Light) -> li
     else:
         points, reach = outline(subject)
         cameras = [fitted_camera(points, view, reach) for view in drawing.views]
+    if isinstance(subject, Gaussians):
+        check_memory(1, drawing.size, SPLATTED)
     shots = []
     for mode in drawing.modes or default_modes(drawing, forms):
         shown, known = (forms.get(VOXELS), ("color",)) if mode == VOXELS else (subject, modes_of(subject))
