@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from trellis_core.errors import UsageError
 
 Overrides = Mapping[str, Any] | None  # entries of SamplerSettings; None keeps the model's value
@@ -65,6 +63,8 @@ def timesteps(steps: int, rescale_t: float = 1.0) -> list[float]:
 
     In float64 and by this very formula: the released guidance intervals end on times that are hit exactly.
     """
+    import numpy as np  # here: the command line reads settings before it needs any numbers
+
     s = np.linspace(1, 0, steps + 1)
     t = rescale_t * s / (1 + (rescale_t - 1) * s)
     return t.clip(0, 1).tolist()  # type: ignore[no-any-return]
