@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,13 @@ class ExportSettings:
 
     bake: BakeMode = "auto"  # where to sample: in place, on the original surface, or as needed
     alpha: AlphaMode = "opaque"
-    texture_format: Literal["webp", "png"] = "webp"
+    normal_map: bool = False  # of the original surface, for what simplification takes away
+    ambient: bool = False  # bake how much light from all around gets there
+    texture_format: Literal["webp", "png", "jpeg"] = "webp"  # jpeg: of opaque base colors
+
+    height_mm: float | None = None  # how tall it is in the world; None: not known
+    solid: bool = False  # one closed solid with walls of at least `wall_mm`, for printing
+    wall_mm: float = 1.2
 
     def __post_init__(self) -> None:
         def demand(holds: bool, name: str, expected: str) -> None:
@@ -86,7 +92,10 @@ class ExportSettings:
         demand(0 <= self.crease_angle <= 180, "crease_angle", "0 to 180")
         demand(self.bake in ("auto", "projected", "direct"), "bake", "auto, projected or direct")
         demand(self.alpha in ("opaque", "mask", "blend", "auto"), "alpha", "opaque, mask, blend or auto")
-        demand(self.texture_format in ("webp", "png"), "texture_format", "webp or png")
+        demand(self.texture_format in ("webp", "png", "jpeg"), "texture_format", "webp, png or jpeg")
+        demand(self.height_mm is None or 0 < self.height_mm < 1e6, "height_mm", "more than 0, below 1000000")
+        demand(0 < self.wall_mm <= 100, "wall_mm", "more than 0, at most 100")
+        demand(not self.solid or self.height_mm is not None, "height_mm", "a height: walls have a thickness")
 
 
 def build_asset(
@@ -102,17 +111,56 @@ def build_asset(
     Mesh work runs on the CPU and is deterministic; baking runs on the runtime's device. Raises
     `InputError` when there is no geometry to work with.
     """
+    made = build_assets(shape, [settings], runtime=runtime, extras=extras, writers=writers)
+    return next(asset for _, asset in made)
+
+
+def build_assets(
+    shape: VoxelMesh,
+    wanted: Sequence[ExportSettings],
+    *,
+    runtime: Runtime,
+    extras: Mapping[str, Any] | None = None,
+    writers: Mapping[str, Callable[[Asset, Path], None]] | None = None,
+) -> Iterator[tuple[int, Asset]]:
+    """Several assets of one shape, each with its number in `wanted`; those with the most faces come first.
+
+    What can be shared is done once: the shape is cleaned once, and each mesh is simplified from the next
+    larger one. Otherwise as `build_asset`.
+    """
     demand_geometry(shape)
     voxels = PBRVoxels(shape.voxels.coords.cpu(), shape.voxels.attrs.float().cpu(), shape.voxels.resolution)
     voxel = 1.0 / voxels.resolution
     raw = Mesh(shape.mesh.vertices.float().cpu(), shape.mesh.faces.cpu())
 
-    runtime.report("clean", 0, 4)
-    original, around, unclear = clean(raw, voxels, settings, runtime)
-    mesh = reduce_faces(original, settings, voxel, runtime)
-    mesh, _ = orient_outward(mesh, around)
-    mesh = unwrap_mesh(mesh, settings, voxel, runtime)
-    return finish_asset(mesh, original, voxels, settings, runtime, unclear, extras or {}, writers or {})
+    cleaned: dict[ExportSettings, tuple[Mesh, Surroundings, float]] = {}
+    reduced: dict[ExportSettings, Mesh] = {}
+    for number in sorted(range(len(wanted)), key=lambda number: -wanted[number].faces):
+        settings = wanted[number]
+        same = what_cleaning_needs(settings)
+        runtime.report("clean", 0, 4)
+        if same not in cleaned:
+            cleaned[same] = clean(raw, voxels, settings, runtime)
+        original, around, unclear = cleaned[same]
+        runtime.report("clean", 4, 4)
+        mesh = reduced[same] = reduce_faces(reduced.get(same, original), settings, voxel, runtime)
+        mesh, _ = orient_outward(mesh, around)
+        mesh = unwrap_mesh(mesh, settings, voxel, runtime)
+        yield (
+            number,
+            finish_asset(mesh, original, voxels, settings, runtime, unclear, extras or {}, writers or {}),
+        )
+
+
+def what_cleaning_needs(settings: ExportSettings) -> ExportSettings:
+    """The settings that cleaning looks at, the others as they are by default."""
+    return ExportSettings(
+        fill_holes_voxels=settings.fill_holes_voxels,
+        keep_interior=settings.keep_interior,
+        keep_small_parts=settings.keep_small_parts,
+        smooth_iterations=settings.smooth_iterations,
+        watertight=settings.watertight,
+    )
 
 
 def texture_mesh(
@@ -192,7 +240,15 @@ def finish_asset(
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
     runtime.report("check", 1, 1)
     material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
-    return Asset(mesh, material, report, {**extras, "export": asdict(settings)}, dict(writers))
+    extras = {**extras, "export": asdict(settings)}
+    return Asset(mesh, material, report, extras, dict(writers), unit_mm(mesh, settings.height_mm))
+
+
+def unit_mm(mesh: Mesh, height_mm: float | None) -> float | None:
+    """Millimeters per unit that make a mesh (z up) so tall."""
+    if height_mm is None:
+        return None
+    return height_mm / max(float(mesh.vertices[:, 2].max() - mesh.vertices[:, 2].min()), 1e-9)
 
 
 def demand_geometry(shape: VoxelMesh) -> None:

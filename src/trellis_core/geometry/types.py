@@ -30,11 +30,12 @@ class Mesh:
     faces: Tensor  # int32 [F, 3], counter-clockwise seen from outside
     uvs: Tensor | None = None  # float32 [V, 2], origin top left (row 0 of the image is v = 0), as glTF
     normals: Tensor | None = None  # float32 [V, 3], unit
+    colors: Tensor | None = None  # uint8 [V, 4]  sRGB + alpha; of meshes without a texture
 
     def to(self, device: torch.device | str) -> Mesh:
-        uvs = None if self.uvs is None else self.uvs.to(device)
-        normals = None if self.normals is None else self.normals.to(device)
-        return Mesh(self.vertices.to(device), self.faces.to(device), uvs, normals)
+        more = (self.uvs, self.normals, self.colors)
+        moved = (None if values is None else values.to(device) for values in more)
+        return Mesh(self.vertices.to(device), self.faces.to(device), *moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Material:
     alpha_mode: str = "OPAQUE"  # OPAQUE, MASK or BLEND
     alpha_cutoff: float = 0.5
     double_sided: bool = False
+    normal: Tensor | None = None  # uint8 [S, S, 3]  tangent space, +Y up
+    occlusion: Tensor | None = None  # uint8 [S, S]  light from all around that gets there
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +79,14 @@ class QualityReport:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A finished, textured mesh. `save` picks the writer by file suffix."""
+    """A finished mesh, textured when it has uvs. `save` picks the writer by file suffix."""
 
     mesh: Mesh  # with uvs and normals
     material: Material
     quality: QualityReport
     extras: Mapping[str, Any] = field(default_factory=dict)  # provenance, JSON-serialisable
     writers: Mapping[str, Callable[[Asset, Path], None]] = field(default_factory=dict, repr=False)
+    unit_mm: float | None = None  # millimeters per unit of `mesh`; None: its size is not known
 
     def save(self, path: str | Path) -> Path:
         path = Path(path)
