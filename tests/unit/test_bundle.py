@@ -129,3 +129,14 @@ def test_the_facts_can_be_read_without_this_program(saved):
     raw = saved.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert json.loads(header["__metadata__"]["info"]) == INFO
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("other", "not by `tiny`"), ("tiny", "other weights"), (None, "`unknown`")]
+)
+def test_a_bundle_of_another_model_says_which_it_needs(name, said):
+    made_by = {"fingerprint": "0"} | ({"name": name} if name else {})
+    with pytest.raises(InputError, match=said) as error:
+        Bundle({}, {"model": made_by}).require_model(ModelIdentity("tiny", "1"))
+    assert "--model" in error.value.hint
+    Bundle({}, {"model": {"name": "renamed", "fingerprint": "1"}}).require_model(ModelIdentity("tiny", "1"))

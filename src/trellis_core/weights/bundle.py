@@ -48,6 +48,11 @@ class Bundle:
         made_by = self.info.get("model", {})
         if made_by.get("fingerprint") != identity.fingerprint:
             name = made_by.get("name")
+            if name == identity.name:
+                raise InputError(
+                    f"the bundle was made by other weights of the model `{name}` than those that are here",
+                    hint="sample it again, or pass the folder of those weights: `--model PATH`",
+                )
             raise InputError(
                 f"the bundle was made by the model `{name or 'unknown'}`, not by `{identity.name}`",
                 hint=f"pass `--model {name or 'NAME'}`",
