@@ -111,6 +111,15 @@ def test_slabs_change_nothing_but_the_order(monkeypatch):
     assert area[1] == pytest.approx(area[0], rel=1e-3)
 
 
+def test_a_crumb_in_one_cell_does_not_vanish():
+    corners = torch.tensor(
+        [[0.01, 0, 0], [-0.01, 0, 0], [0, 0.01, 0], [0, -0.01, 0], [0, 0, 0.01], [0, 0, -0.01]]
+    )
+    sides = [[x, y, z] for x in (0, 1) for y in (2, 3) for z in (4, 5)]
+    crumb = Mesh(corners / R + 0.5 / R, torch.tensor(sides, dtype=torch.int32))
+    assert topology_metrics(cluster_vertices(crumb, 1 / R, 3, tolerance=10.0))["watertight"]
+
+
 def test_clustering_is_repeatable():
     mesh = surface("two parts", lost_quads=0.01)
     one, two = (cluster_vertices(mesh, 1 / R, 3) for _ in range(2))

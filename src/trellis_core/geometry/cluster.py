@@ -230,8 +230,9 @@ def no_damage(merged: Merged) -> Tensor:
 
 
 def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no_damage) -> Tensor:
-    """Take groups apart until they leave no edge with three faces, no face on another, none turned over.
+    """Take groups apart until they do no harm.
 
+    They must not leave an edge with three faces, a face on another, a face turned over, nothing of a piece.
     `damage` may name more faces that must not be. Only what a taken-apart group touches is looked at again.
     """
     alone = torch.arange(len(label))
@@ -240,20 +241,29 @@ def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no
     while True:
         joined = torch.bincount(label, minlength=len(label)) > 1
         position = torch.where(joined[:, None], points, block.points)
-        faces = label[block.faces[rows]]
-        proper = is_proper(faces)
-        left, faces = rows[proper], faces[proper]
+        before = label[block.faces[rows]]
+        proper = is_proper(before)
+        left, faces = rows[proper], before[proper]
         merged = Merged(left, faces, edges_of(faces), position, complete)
         bad = spoiled(merged) | turned(block, merged) | damage(merged)
         bad &= joined[faces].any(1)
         apart = torch.zeros_like(joined)
         apart[faces[bad].reshape(-1)] = True
+        apart |= vanished(before, faces, len(label))
         apart &= joined
         if not bool(apart.any()):
             return label
         complete = apart[label]
         label = torch.where(complete, alone, label)
         rows = torch.nonzero(complete[block.faces].any(1)).reshape(-1)
+
+
+def vanished(before: Tensor, left: Tensor, count: int) -> Tensor:
+    """Vertices that had faces and have none left, bool [count]."""
+    gone = torch.zeros(count, dtype=torch.bool)
+    gone[before.reshape(-1)] = True
+    gone[left.reshape(-1)] = False
+    return gone
 
 
 def spoiled(merged: Merged) -> Tensor:

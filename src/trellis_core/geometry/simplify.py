@@ -21,11 +21,12 @@ from trellis_core.geometry.types import Mesh
 
 BORDER = 3.0  # weight of the planes that hold a border against those of faces
 LENGTH = 5e-3  # an edge costs as much as a surface that is off by this share of the edge's length
-THIN = 10.0  # aspect ratio beyond which no collapse makes a face worse
+THIN = (10.0, 100.0)  # aspect ratio beyond which no collapse makes a face worse; the second when stuck
 SHARE = 0.6  # of the edges, the cheapest: what a round chooses from
 RELUCTANCE = 4.0  # factor on the costs around vertices whose collapse was taken back
 PATIENCE = 4  # rounds without progress before giving up
 PROGRESS = 1e-3  # of the faces still to go
+LEAST = 1e-8  # cost, in mean edge lengths: below, all edges are equal
 HASH = 2654435761
 CHUNK = 1 << 16  # pairs at a time: they stay in the processor's caches
 
@@ -51,18 +52,25 @@ def simplify(mesh: Mesh, target_faces: int) -> Mesh:
     unit = float((mesh.vertices[ends[:, 0]] - mesh.vertices[ends[:, 1]]).norm(dim=1).mean()) or 1.0
     block = open_block(mesh.vertices.double() / unit, mesh.faces.long(), on_cuts(mesh))
     block = replace(block, quadrics=hold_borders(block))
+    for thin in THIN:
+        block = collapse_until(block, target_faces, thin)
+    return drop_unused_vertices(Mesh((block.points * unit).float(), block.faces.to(mesh.faces.dtype)))
+
+
+def collapse_until(block: Block, target_faces: int, thin: float) -> Block:
     reluctance = torch.ones(len(block.points), dtype=torch.float64)
     idle = 0
     while idle < PATIENCE and len(block.faces) > target_faces:
         before = len(block.faces)
-        block, reluctance = collapse_round(block, reluctance, pairs_to_go(before - target_faces))
+        block, reluctance = collapse_round(block, reluctance, pairs_to_go(before, target_faces), thin)
         idle = idle + 1 if before - len(block.faces) < PROGRESS * (before - target_faces) else 0
-    return drop_unused_vertices(Mesh((block.points * unit).float(), block.faces.to(mesh.faces.dtype)))
+    return block
 
 
-def pairs_to_go(excess: int) -> int:
-    """Pairs to try: each takes two faces away, and a few are taken back."""
-    return (excess + 1) // 2 + excess // 20
+def pairs_to_go(faces: int, target: int) -> int:
+    """Pairs to try: each takes two faces away, and a few are taken back. Half a percent too many at most."""
+    excess = faces - target
+    return (excess + 1) // 2 + max(excess // 40, target // 500)
 
 
 def on_cuts(mesh: Mesh) -> Tensor:
@@ -89,7 +97,7 @@ def hold_borders(block: Block) -> Quadrics:
     return replace(block.quadrics, matrix=matrix)
 
 
-def collapse_round(block: Block, reluctance: Tensor, most: int) -> tuple[Block, Tensor]:
+def collapse_round(block: Block, reluctance: Tensor, most: int, thin: float) -> tuple[Block, Tensor]:
     """Collapse up to `most` edges that do not touch each other."""
     edges = edges_of(block.faces)
     found = candidates(block, edges)
@@ -102,7 +110,7 @@ def collapse_round(block: Block, reluctance: Tensor, most: int) -> tuple[Block, 
     wanted = label
     was_border = edges.face_count[edges.of_side] == 1
 
-    label = undo_damage(block, label, points, lambda m: thinner(block, m) | torn(was_border[m.rows], m))
+    label = undo_damage(block, label, points, lambda m: thinner(block, m, thin) | torn(was_border[m.rows], m))
     taken_back = (label != wanted)[ends[:, 1]]
     reluctance = reluctance.clone()
     reluctance[ends[taken_back].reshape(-1)] *= RELUCTANCE
@@ -191,15 +199,15 @@ def choose_pairs(found: Candidates, reluctance: Tensor) -> Tensor:
     Costs count in steps of a factor of two, and equal ones in a scattered order: along a row of slowly rising
     costs only the first edge would be anybody's best.
     """
-    cost = found.cost * reluctance[found.ends].amax(1)
+    cost = found.cost.clamp_min(LEAST) * reluctance[found.ends].amax(1)
     count = int(SHARE * len(cost)) + 1
     if count < len(cost):
         cheap = torch.nonzero(cost <= cost.kthvalue(count).values).reshape(-1)
     else:
         cheap = torch.arange(len(cost))
-    step = cost[cheap].clamp_min(1e-30).log2().floor().long()
+    step = cost[cheap].log2().floor().long()
     scatter = (cheap * HASH) & 0xFFFFFFFF
-    order = torch.argsort((step + 200 << 32) | scatter, stable=True)
+    order = torch.argsort((step + 100 << 32) | scatter, stable=True)
     cheap = cheap[order]
     rank = torch.arange(len(cheap))
     best = torch.full((len(reluctance),), len(cheap))
@@ -209,10 +217,10 @@ def choose_pairs(found: Candidates, reluctance: Tensor) -> Tensor:
     return cheap[mutual]
 
 
-def thinner(block: Block, merged: Merged) -> Tensor:
-    """Faces that are thin and were not before, bool [F]."""
+def thinner(block: Block, merged: Merged, limit: float) -> Tensor:
+    """Faces with an aspect ratio over `limit` that is worse than it was, bool [F]."""
     new = aspect_ratios(merged.position, merged.faces)
-    thin = torch.nonzero(new > THIN).reshape(-1)
+    thin = torch.nonzero(new > limit).reshape(-1)
     worse = new[thin] > aspect_ratios(block.points, block.faces[merged.rows[thin]])
     result = torch.zeros(len(merged.faces), dtype=torch.bool)
     result[thin[worse]] = True
