@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from trellis_core.errors import InputError, OutputError
-from trellis_core.weights.bundle import FORMAT, Bundle
+from trellis_core.weights.bundle import FORMAT, Bundle, ModelIdentity
 
 TENSORS = {
     "coords": torch.arange(12, dtype=torch.int32).reshape(3, 4),
