@@ -18,10 +18,11 @@ from trellis_core.geometry.cleanup import drop_unused_vertices
 from trellis_core.geometry.connectivity import Edges, connected_components, edges_of, sides_of_edges
 from trellis_core.geometry.types import Mesh
 
-SLAB_VERTICES = 400_000  # about as many are worked on at a time
+SLAB_VERTICES = 100_000  # about as many are worked on at a time
 PULL = 1e-2  # towards the centroid, as a share of the area: keeps the vertex of a flat group in its middle
 REACH = 0.65  # of a cell: how far the vertex may be from the centroid
 TURN = 0.3  # cosine; a face that turns by more undoes the groups at its corners
+CHUNK = 1 << 18  # faces at a time
 UPPER = torch.triu_indices(3, 3)
 
 
@@ -60,7 +61,7 @@ def cluster_vertices(
     coarse = 2**levels
     slab_of = cut_slabs(torch.floor(points[:, 0] / coarse).long())
     faces = mesh.faces
-    first = slab_of[faces.long()].amin(1) if len(faces) < 1 << 20 else first_slabs(faces, slab_of)
+    first = first_slabs(faces, slab_of)
     count = int(slab_of.max()) + 1 if len(slab_of) else 0
     number = torch.full((len(points),), -1)
     used = torch.zeros(len(points), dtype=torch.bool)
@@ -98,7 +99,13 @@ def cut_slabs(column: Tensor) -> Tensor:
 
 
 def first_slabs(faces: Tensor, slab_of: Tensor) -> Tensor:
-    return torch.cat([slab_of[part.long()].amin(1) for part in faces.split(1 << 20)])
+    """Lowest slab among the corners of each face, int16 [F]."""
+    slab = slab_of.to(torch.int16)
+    parts = []
+    for part in faces.split(CHUNK):
+        a, b, c = (slab[corner] for corner in part.unbind(1))
+        parts.append(torch.minimum(torch.minimum(a, b), c))
+    return torch.cat(parts) if parts else slab[:0]
 
 
 def open_block(points: Tensor, faces: Tensor, fixed: Tensor) -> Block:
