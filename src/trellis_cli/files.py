@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off", ".3mf")  # as trellis_core.io.meshes reads
-ASSETS = (".glb", ".obj", ".stl", ".ply")  # as trellis_core.io.WRITERS writes
+ASSETS = (".glb", ".gltf", ".obj", ".stl", ".ply", ".3mf", ".usdz")  # as trellis_core.io.WRITERS writes
 IMAGES = (".png",)
 BUNDLES = (".safetensors",)
-BESIDE = {
-    ".obj": (".mtl", "_base_color.png", "_roughness.png", "_metallic.png", "_alpha.png")
-}  # written with it
+_IMAGES = ("_base_color", "_metallic_roughness", "_normal")
+BESIDE = {  # written with it
+    ".obj": (".mtl", "_base_color.png", "_roughness.png", "_metallic.png", "_alpha.png"),
+    ".gltf": (".bin", *(name + end for name in _IMAGES for end in (".webp", ".png", ".jpg"))),
+}
 SMALLEST_SPACE = 1 << 20  # bytes; with less than this left no asset can be written
 
 

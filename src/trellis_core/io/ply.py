@@ -1,4 +1,4 @@
-"""Binary PLY: positions, normals, texture coordinates and a color per vertex; z up."""
+"""Binary PLY: positions, normals, texture coordinates and a color per vertex; z up, millimeters as STL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trellis_core.geometry.types import Asset
 from trellis_core.io.files import write_file
+from trellis_core.io.frame import in_millimeters
 
 PLY_TYPES = {"f4": "float", "u1": "uchar"}
 
@@ -21,13 +22,14 @@ def write_ply(asset: Asset, path: Path) -> None:
     """Write an asset's mesh with the base color at each vertex; the texture itself does not fit into PLY."""
     mesh = asset.mesh
     columns: list[tuple[str, str, Tensor]] = list(
-        zip("xyz", ["f4"] * 3, mesh.vertices.unbind(1), strict=True)
+        zip("xyz", ["f4"] * 3, in_millimeters(asset).unbind(1), strict=True)
     )
     if mesh.normals is not None:
         columns += zip(("nx", "ny", "nz"), ["f4"] * 3, mesh.normals.unbind(1), strict=True)
     if mesh.uvs is not None:
         columns += [("s", "f4", mesh.uvs[:, 0]), ("t", "f4", 1 - mesh.uvs[:, 1])]
-        color = look_up(asset.material.base_color, mesh.uvs)
+    color = vertex_colors(asset)
+    if color is not None:
         columns += zip(("red", "green", "blue", "alpha"), ["u1"] * 4, color.unbind(1), strict=True)
     write_file(Path(path), encode_ply(columns, mesh.faces))
 
@@ -57,6 +59,13 @@ def encode_ply(columns: Sequence[tuple[str, str, Tensor]], faces: Tensor | None)
         rows["count"], rows["index"] = 3, faces.cpu().numpy()
         header += [f"element face {len(rows)}", "property list uchar int vertex_indices"]
     return ["\n".join([*header, "end_header"]).encode() + b"\n", vertices.tobytes(), rows.tobytes()]
+
+
+def vertex_colors(asset: Asset) -> Tensor | None:  # uint8 [V, 4]
+    """The color of the texture at each vertex, or the mesh's own; None without either."""
+    if asset.mesh.uvs is None:
+        return asset.mesh.colors
+    return look_up(asset.material.base_color, asset.mesh.uvs)
 
 
 def look_up(image: Tensor, uvs: Tensor) -> Tensor:
