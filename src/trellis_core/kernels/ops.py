@@ -42,6 +42,18 @@ OPS: Mapping[str, tuple[Backend, ...]] = {
         ),
         Backend(name="torch", module="closest_point", function="closest_point", probe=runs_everywhere),
     ),
+    "ray_cast": (
+        Backend(
+            name="warp", module="ray_cast_warp", function="ray_cast_warp", probe=warp_runs, hint=WARP_HINT
+        ),
+        Backend(name="torch", module="ray_cast", function="ray_cast", probe=runs_everywhere),
+    ),
+    "open_sky": (
+        Backend(
+            name="warp", module="ray_cast_warp", function="open_sky_warp", probe=warp_runs, hint=WARP_HINT
+        ),
+        Backend(name="torch", module="ray_cast", function="open_sky", probe=runs_everywhere),
+    ),
     "splat": (
         Backend(name="warp", module="splat_warp", function="splat_warp", probe=warp_runs, hint=WARP_HINT),
         Backend(name="torch", module="splat", function="splat", probe=runs_everywhere),
