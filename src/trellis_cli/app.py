@@ -66,7 +66,7 @@ class Entry:
     hidden: bool = False
 
 
-MAKE, MACHINE = "Make", "This machine"
+MAKE, CHECK, MACHINE = "Make", "Check", "This machine"
 COMMANDS: Mapping[str, Entry] = {
     "generate": Entry("generate", "Turn a picture into a 3D asset.", MAKE),
     "image": Entry("generate", "The same as `generate`.", MAKE, hidden=True),
@@ -78,6 +78,8 @@ COMMANDS: Mapping[str, Entry] = {
     "texture": Entry("texture", "Paint a mesh after a picture.", MAKE),
     "export": Entry("export", "Make an asset from a saved run, without sampling again.", MAKE),
     "render": Entry("render", "Draw an asset or a saved run: pictures, sheets, films, maps.", MAKE),
+    "inspect": Entry("inspect", "Say what a file holds and whether it is sound.", CHECK),
+    "compare": Entry("compare", "Measure and show how two meshes differ.", CHECK),
     "train": Entry("train", "Train by a recipe, or fine-tune on your own meshes.", MACHINE),
     "models": Entry("models", "List, download and verify models.", MACHINE),
     "doctor": Entry("doctor", "Check this machine and say what to fix.", MACHINE),
