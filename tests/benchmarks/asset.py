@@ -30,6 +30,7 @@ from tests.benchmarks.fidelity import shape_fidelity, texture_fidelity
 from tests.benchmarks.generate import peak_resident
 from tests.benchmarks.library_export import export_with_libraries
 from tests.benchmarks.objects import SHAPES, Shape, fragments, voxel_object
+from tests.benchmarks.side_by_side import draw_side_by_side
 from trellis_core.geometry.asset import ExportSettings, build_asset
 from trellis_core.geometry.bake import to_images
 from trellis_core.geometry.quality import check_mesh, topology_metrics
@@ -170,12 +171,16 @@ def run_case(name: str, options: argparse.Namespace, runtime: Runtime) -> dict[s
     show(total)
     show(quality)
     result = {**facts, "ours": {"stages": rows, "total": total, "quality": quality}}
+    assets = {"ours": asset}
     if options.library:
         other, rows, total = export_library(shape, settings, runtime.kernels)
         quality = judge(other, shape, known, runtime.kernels)
         show(total)
         show(quality)
+        assets = {"library": other, **assets}
         result["library"] = {"stages": rows, "total": total, "quality": quality}
+    if options.pictures:
+        draw_side_by_side(shape, assets, runtime, options.pictures / f"{name}.png")
     if options.save:
         asset.save(options.save / f"{name}.glb")
     return result
@@ -203,6 +208,7 @@ def main() -> None:
     parser.add_argument("--library", action="store_true", help="also run the library pipeline")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--save", type=Path, help="folder for the assets, to look at")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of original and exports")
     options = parser.parse_args()
 
     device = select_device(options.device)
