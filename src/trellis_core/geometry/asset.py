@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trellis_core.errors import InputError, UsageError
-from trellis_core.geometry.bake import BakeMode, bake_texture, to_images
+from trellis_core.geometry.bake import Baked, BakeMode, bake_texture, to_images
 from trellis_core.geometry.cleanup import (
     remove_broken_faces,
     remove_flaps,
@@ -130,26 +130,42 @@ def build_assets(
     """
     demand_geometry(shape)
     voxels = PBRVoxels(shape.voxels.coords.cpu(), shape.voxels.attrs.float().cpu(), shape.voxels.resolution)
-    voxel = 1.0 / voxels.resolution
     raw = Mesh(shape.mesh.vertices.float().cpu(), shape.mesh.faces.cpu())
 
+    for number, part in prepare_meshes(raw, voxels, wanted, runtime):
+        settings = wanted[number]
+        finished = finish_asset(
+            part.mesh, part.original, voxels, settings, runtime, part.unclear, extras or {}, writers or {}
+        )
+        yield number, finished
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A mesh that is ready to be baked."""
+
+    mesh: Mesh  # with uvs and normals
+    original: Mesh | None  # before it was simplified, where there was more
+    unclear: float  # share of the area whose orientation is not known
+
+
+def prepare_meshes(
+    raw: Mesh, voxels: PBRVoxels, wanted: Sequence[ExportSettings], runtime: Runtime
+) -> Iterator[tuple[int, Prepared]]:
+    """Clean, simplify and unwrap for each of the settings, those with the most faces first."""
+    voxel = 1.0 / voxels.resolution
     cleaned: dict[ExportSettings, tuple[Mesh, Surroundings, float]] = {}
     reduced: dict[ExportSettings, Mesh] = {}
     for number in sorted(range(len(wanted)), key=lambda number: -wanted[number].faces):
         settings = wanted[number]
         same = what_cleaning_needs(settings)
-        runtime.report("clean", 0, 4)
         if same not in cleaned:
+            runtime.report("clean", 0, 4)
             cleaned[same] = clean(raw, voxels, settings, runtime)
         original, around, unclear = cleaned[same]
-        runtime.report("clean", 4, 4)
         mesh = reduced[same] = reduce_faces(reduced.get(same, original), settings, voxel, runtime)
         mesh, _ = orient_outward(mesh, around)
-        mesh = unwrap_mesh(mesh, settings, voxel, runtime)
-        yield (
-            number,
-            finish_asset(mesh, original, voxels, settings, runtime, unclear, extras or {}, writers or {}),
-        )
+        yield number, Prepared(unwrap_mesh(mesh, settings, voxel, runtime), original, unclear)
 
 
 def what_cleaning_needs(settings: ExportSettings) -> ExportSettings:
@@ -224,24 +240,37 @@ def finish_asset(
         kernels=runtime.kernels,
         on_step=lambda step, steps: runtime.report("bake", step, steps),
     )
+    prepared = Prepared(mesh, original, unclear)
+    return assemble(prepared, baked, settings, runtime, extras, writers)
+
+
+def assemble(
+    part: Prepared,
+    baked: Baked,
+    settings: ExportSettings,
+    runtime: Runtime,
+    extras: Mapping[str, Any],
+    writers: Mapping[str, Callable[[Asset, Path], None]],
+) -> Asset:
+    """Check a baked mesh, and put everything together."""
     base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
     alpha_mode = choose_alpha(baked.attrs[:, ALPHA], settings.alpha)
     if alpha_mode == "OPAQUE":
         base_color[..., 3] = 255
-
     runtime.report("check", 0, 1)
     report = check_mesh(
-        mesh,
+        part.mesh,
         kernels=runtime.kernels,
         texture_size=min(settings.texture_size, 1024),
         unsupported_texels=baked.unsupported,
     )
-    report = replace(report, metrics={**report.metrics, "unclear_orientation": unclear})
-    double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
+    report = replace(report, metrics={**report.metrics, "unclear_orientation": part.unclear})
+    double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.unclear > 0
     runtime.report("check", 1, 1)
     material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
     extras = {**extras, "export": asdict(settings)}
-    return Asset(mesh, material, report, extras, dict(writers), unit_mm(mesh, settings.height_mm))
+    size = unit_mm(part.mesh, settings.height_mm)
+    return Asset(part.mesh, material, report, extras, dict(writers), size)
 
 
 def unit_mm(mesh: Mesh, height_mm: float | None) -> float | None:
@@ -331,7 +360,7 @@ def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Ru
         mesh = simplify(mesh, settings.faces)
         mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
         mesh = remove_repeated_faces(straighten_slivers(split_non_manifold(mesh)))
-        mesh = flip_edges(mesh, FLIP_SHIFT * voxel)
+        mesh = flip_edges(mesh, FLIP_SHIFT * voxel, rounds=2)
     runtime.report("simplify", 1, 1)
     return mesh
 
