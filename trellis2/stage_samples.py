@@ -17,11 +17,12 @@ from trellis2.dual_grid import extract_mesh
 from trellis2.settings import sampler_settings
 from trellis2.workshop import Workshop
 from trellis_core.errors import InputError
-from trellis_core.geometry.types import Mesh, PBRVoxels
+from trellis_core.geometry.types import Mesh
 from trellis_core.models.image_encoder import prepare_images
 from trellis_core.runtime import Runtime
 from trellis_core.sampling.schedule import SamplerSettings
 from trellis_core.sparse.tensor import SparseTensor
+from trellis_core.training.samples import StageSample
 from trellis_core.training.synthetic.objects import HELD_OUT
 from trellis_core.training.synthetic.shards import DatasetSettings, make_shard
 
@@ -33,18 +34,6 @@ FLOWS: Mapping[str, tuple[str, ...]] = {  # flow -> what must be trained before 
     "texture_flow": (*SHAPE, "texture_vae", "texture_flow"),
 }
 SAMPLER = {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSample:
-    """What became of one picture or caption."""
-
-    label: str
-    grid: int  # structure cells along an axis
-    picture: Tensor | None = None  # uint8 [S, S, 3]; None for a caption
-    cells: Tensor | None = None  # int32 [N, 3]; None when nothing was found
-    mesh: Mesh | None = None
-    materials: PBRVoxels | None = None
 
 
 def missing_stages(shop: Workshop, stage: str) -> list[str]:

@@ -8,21 +8,24 @@ from pathlib import Path
 from trellis2.loading import find_checkpoints, load_network
 from trellis2.pipeline import Pipeline
 from trellis2.settings import read_settings
-from trellis2.stage_samples import StageSample
-from trellis2.tuning import Tuning
 from trellis_core.errors import InputError
 from trellis_core.io.images import read_picture
 from trellis_core.models.networks import Loader, Networks
 from trellis_core.runtime import Runtime
+from trellis_core.training.samples import StageSample
+from trellis_core.training.tuning import Tuning
 from trellis_core.weights import hub
 from trellis_core.weights.bundle import ModelIdentity
 
 
-def sample_tuned(tuning: Tuning, model: Path, count: int, runtime: Runtime) -> list[StageSample]:
+def sample_tuned(tuning: Tuning, model: Path | None, count: int, runtime: Runtime) -> list[StageSample]:
     """The first `count` items of the data, as the model `model` makes them with the trained flow or adapter.
 
-    Raises `OutOfMemory` when the other networks do not fit beside what was trained.
+    None after an autoencoder, or a flow without a model around it. Raises `OutOfMemory` when the other
+    networks do not fit beside what was trained.
     """
+    if not tuning.recipe.is_flow or model is None:
+        return []
     settings = read_settings(model / hub.PIPELINE)
     loaders: dict[str, Loader] = {
         name: partial(load_network, stem)

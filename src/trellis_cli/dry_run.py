@@ -82,7 +82,7 @@ def describe(
     recipe: Recipe, steps: int, rank: int | None, data: Path | None
 ) -> tuple[list[str], dict[str, Any]]:
     """The dry run of a recipe: lines for a person, facts for a script."""
-    from trellis_core.training.data import KINDS, read_catalog
+    from trellis_core.training.data import KINDS
     from trellis_core.training.footprint import adapter_parameters, estimate
 
     flow = next(iter(recipe.trains.values()))
@@ -141,7 +141,7 @@ def describe(
         "data": {"kind": recipe.data.kind, "roles": list(KINDS[recipe.data.kind].roles)},
     }
     if data is not None:
-        catalog = read_catalog(data, recipe.data)
+        catalog = catalog_of(recipe, data)
         rows += catalog_rows(catalog, data)
         facts["data"] |= {
             "items": len(catalog.entries),
@@ -151,6 +151,17 @@ def describe(
     else:
         rows.append(row("missing", "pass `--data FOLDER` to see what of this is there"))
     return rows, facts
+
+
+def catalog_of(recipe: Recipe, data: Path) -> Catalog:
+    """What of a data folder the recipe can use."""
+    if recipe.version == "trellis":
+        from trellis.data import open_catalog
+
+        return open_catalog(data, recipe.data)
+    from trellis_core.training.data import read_catalog
+
+    return read_catalog(data, recipe.data)
 
 
 def counted(recipe: Recipe, name: str, facts: NetworkFacts) -> str:

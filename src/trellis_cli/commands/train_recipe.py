@@ -99,8 +99,7 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
         ended = trainee.step >= length
         paths = finish(tuning, trainee, folder) if world.leads else []
         draw()
-        drawn = chosen.version == registry.V2 and chosen.is_flow
-        if world.leads and not interrupted and model is not None and drawn:
+        if world.leads and not interrupted and options.samples:
             draw_sheet(
                 console,
                 tuning,
@@ -129,21 +128,23 @@ def train_recipe(console: Console, options: TrainOptions) -> None:
 
 
 def draw_sheet(
-    console: Console, tuning: Tuning, model: Path, count: int, path: Path, runtime: Runtime
+    console: Console, tuning: Tuning, model: Path | None, count: int, path: Path, runtime: Runtime
 ) -> None:
-    """What a TRELLIS.2 model makes now of the first items of the data."""
-    from trellis2.tuning_samples import sample_tuned
+    """What the run makes now of the first items of the data, where there is something to see."""
     from trellis_cli.commands.train_sheet import sample_sheet
     from trellis_core.io.images import write_png
 
-    if not count:
-        return
+    if tuning.recipe.version == registry.V1:
+        from trellis.training_samples import sample_tuned
+    else:
+        from trellis2.tuning_samples import sample_tuned
     try:
         samples = sample_tuned(tuning, model, count, runtime)
     except OutOfMemory as error:
         console.note(f"no samples: {error.message}; `--samples 0` does not try")
         return
-    console.facts["sheets"] = [str(write_png(path, sample_sheet(samples, runtime)))]
+    if samples:
+        console.facts["sheets"] = [str(write_png(path, sample_sheet(samples, runtime)))]
 
 
 def describe_recipe(console: Console, options: TrainOptions) -> None:

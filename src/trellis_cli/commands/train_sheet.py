@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trellis2.stage_samples import StageSample
 from trellis_core.geometry.camera import FRONT, Camera, orbit_camera
 from trellis_core.geometry.types import BASE_COLOR, Mesh
 from trellis_core.render.mesh import render_mesh
 from trellis_core.render.sheet import picture_sheet
 from trellis_core.render.voxel import render_voxels
 from trellis_core.runtime import Runtime
+from trellis_core.training.samples import StageSample
 
 SIDE = 160  # pixels of a cell
 PAPER = 0.96
@@ -38,6 +38,8 @@ def sample_sheet(samples: Sequence[StageSample], runtime: Runtime) -> Tensor:  #
 
 
 def draw(sample: StageSample, camera: Camera, runtime: Runtime) -> Tensor:  # float32 [SIDE, SIDE, 3]
+    if sample.draw is not None:
+        return sample.draw(camera, SIDE).cpu()
     if sample.materials is not None:
         voxels = sample.materials
         return draw_voxels(voxels.coords, voxels.attrs[:, BASE_COLOR], voxels.resolution, camera, runtime)
