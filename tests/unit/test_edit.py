@@ -255,6 +255,30 @@ def test_a_bundle_without_a_structure_latent_needs_an_encoder(pipeline, bundle):
     assert "sparse_structure_encoder" in error.value.message
 
 
+def test_an_edit_goes_through_both_passes_of_a_cascade(tmp_path):
+    """The flows of the tiny model serve both passes: draft on 32^3 tokens, detail on 64^3."""
+    folder = write_tiny_model(tmp_path / "model", text=False)
+    content = json.loads((folder / "pipeline.json").read_text())
+    for kind in ("shape", "tex"):
+        stem = folder / "ckpts" / f"{kind}_slat_flow_model"
+        for suffix in ("json", "safetensors"):
+            shutil.copy(f"{stem}_512.{suffix}", f"{stem}_1024.{suffix}")
+        content["args"]["models"][f"{kind}_slat_flow_model_1024"] = f"ckpts/{kind}_slat_flow_model_1024"
+    (folder / "pipeline.json").write_text(json.dumps(content))
+    pipeline = trellis2.load(folder, Runtime())
+    base = pipeline.sample(picture(), seed=1, pipeline_type="1024_cascade", **FAST)
+    ball = Sphere((0.1, 0.05, 0.2), 0.35)
+    changed = pipeline.edit(base, [ball], picture((30, 60, 220)), seed=2, **FAST)
+    assert changed.info["resolution"] == base.info["resolution"] == 1024
+    assert len(changed.tensors["draft_latent"]) == len(changed.tensors["structure_coords"])
+    inside = cells_inside([ball], 64)
+    for name in ("shape_latent", "texture_latent"):
+        old, new = ({c: v for c, v in rows(b, name).items() if not inside[c[1:]]} for b in (base, changed))
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[cell], new[cell]) for cell in old)
+    assert changed.info["edit"]["tokens"]["made"] > 0
+
+
 # --- variants ---------------------------------------------------------------------------------------
 
 
