@@ -14,7 +14,7 @@ from trellis_core.geometry.charts import FLAT_LIMIT, chart_axes, flatten_charts,
 from trellis_core.geometry.connectivity import edges_of, partner_sides
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
 from trellis_core.geometry.pack import fit_shelves, pack, pack_shelves, pack_xatlas
-from trellis_core.geometry.quality import uv_metrics
+from trellis_core.geometry.quality import stretch_metrics, uv_metrics
 from trellis_core.geometry.triangles import face_areas
 from trellis_core.geometry.types import Mesh
 from trellis_core.geometry.unwrap import overlapping_faces, unwrap
@@ -76,6 +76,7 @@ def test_unwrapping_is_valid(name):
     assert report["uv_overlap"] == 0
     assert report["uv_coverage"] > 0.4
     assert report["uv_density_deviation"] < 0.2
+    assert report["uv_stretch"] < 1.1
     assert torch.equal(flat.vertices[flat.faces.long()], mesh.vertices[mesh.faces.long()])
 
 
@@ -94,6 +95,15 @@ def test_texel_density_is_the_same_everywhere_on_a_box():
     doubled = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs()
     density = doubled / face_areas(flat.vertices.double(), flat.faces)
     assert density.median() == pytest.approx(float(density.quantile(0.9)), rel=0.01)
+
+
+@pytest.mark.parametrize(("squeezed", "stretch"), [(1.0, 1.0), (0.5, (2.5 * 0.5) ** 0.5)])
+def test_stretch_is_one_without_distortion_and_known_where_a_texture_is_squeezed(squeezed, stretch):
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    uvs = corners[:, :2] * torch.tensor([1.0, squeezed])
+    square = Mesh(corners, torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32), uvs=uvs)
+    assert stretch_metrics(square)["uv_stretch"] == pytest.approx(stretch)
+    assert stretch_metrics(square)["uv_stretch_p99"] == pytest.approx(stretch)
 
 
 @pytest.mark.parametrize("packer", [pack_xatlas, pack_shelves])

@@ -38,6 +38,7 @@ class QualityLimits:
     max_extreme_sliver_share: float = 0.002  # over 100
     max_flips: int = 0
     max_overlap: float = 1e-3
+    max_stretch: float = 1.2  # L2, after Sander et al.
     min_coverage: float = 0.1
     max_unsupported: float = 0.02  # texels without material
 
@@ -116,6 +117,11 @@ def check_mesh(
     complain("uv_flips", value("uv_flips") > limits.max_flips, "{value} faces are mirrored in the texture.")
     complain(
         "uv_overlap", value("uv_overlap") > limits.max_overlap, "{value:.2%} of the texels are used twice."
+    )
+    complain(
+        "uv_stretch",
+        value("uv_stretch") > limits.max_stretch,
+        "The texture is stretched by {value:.2f} on average.",
     )
     complain(
         "uv_coverage", value("uv_coverage") < limits.min_coverage, "Only {value:.0%} of the texture is used."
