@@ -139,7 +139,7 @@ def _choice(panel: str, name: str, help: str) -> Any:
     return _option(panel, name, help=help, metavar="NAME", show_choices=False)
 
 
-def _number(panel: str, name: str, help: str, metavar: str = "N", *, low: float, high: float) -> Any:
+def number(panel: str, name: str, help: str, metavar: str = "N", *, low: float, high: float) -> Any:
     """A number between `low` and `high`; NaN is not."""
 
     def check(value: float | None) -> float | None:
@@ -151,11 +151,11 @@ def _number(panel: str, name: str, help: str, metavar: str = "N", *, low: float,
 
 
 def _steps(name: str, help: str) -> Any:
-    return _number(SAMPLING, name, help, low=1, high=1000)
+    return number(SAMPLING, name, help, low=1, high=1000)
 
 
 def _guidance(name: str, help: str) -> Any:
-    return _number(SAMPLING, name, help, "X", low=0, high=100)
+    return number(SAMPLING, name, help, "X", low=0, high=100)
 
 
 Picture = Annotated[
@@ -190,14 +190,14 @@ Preview = Annotated[
 ]
 Samples = Annotated[
     int,
-    _number(RESULT, "--num-samples", "Make several variants: NAME-1.glb, NAME-2.glb, ...", low=1, high=64),
+    number(RESULT, "--num-samples", "Make several variants: NAME-1.glb, NAME-2.glb, ...", low=1, high=64),
 ]
 Strict = Annotated[
     bool, _option(RESULT, "--strict", help="Exit with 6 when the result fails the quality check.")
 ]
 
 # Sampling
-Seed = Annotated[int, _number(SAMPLING, "--seed", "Random seed (default 42).", low=0, high=2**63 - 1)]
+Seed = Annotated[int, number(SAMPLING, "--seed", "Random seed (default 42).", low=0, high=2**63 - 1)]
 SubjectOption = Annotated[
     Subject | None,
     _choice(SAMPLING, "--subject", "Suit the guidance to a hard-surface, organic or ambiguous object."),
@@ -264,8 +264,8 @@ ColorFrom = Annotated[
 PresetOption = Annotated[
     Preset | None, _choice(ASSET, "--preset", "Face and texture budget: max, web, game, mobile or lowpoly.")
 ]
-Faces = Annotated[int | None, _number(ASSET, "--faces", "Triangles at most.", low=4, high=100_000_000)]
-Texture = Annotated[int | None, _number(ASSET, "--texture", "Texture side in pixels.", low=16, high=16384)]
+Faces = Annotated[int | None, number(ASSET, "--faces", "Triangles at most.", low=4, high=100_000_000)]
+Texture = Annotated[int | None, number(ASSET, "--texture", "Texture side in pixels.", low=16, high=16384)]
 
 # Model and machine
 Model = Annotated[

@@ -76,6 +76,22 @@ PreserveTexture = Annotated[
         rich_help_panel=EDIT,
     ),
 ]
+Freedom = Annotated[
+    float,
+    o.number(
+        EDIT,
+        "--freedom",
+        "How far colors may leave what lies around the region: 0 (default) fits in, 1 follows the prompt or "
+        "picture alone.",
+        "X",
+        low=0,
+        high=1,
+    ),
+]
+Repeats = Annotated[
+    int,
+    o.number(EDIT, "--repeats", "Do each step so often, so that both sides fit (default 2).", low=1, high=16),
+]
 
 
 @app.command(epilog=EXAMPLES)
@@ -88,6 +104,8 @@ def edit(
     region: Regions = None,
     mask_view: MaskViews = None,
     preserve_texture: PreserveTexture = False,
+    freedom: Freedom = 0.0,
+    repeats: Repeats = 2,
     prompt: PromptOption = None,
     image: Images = None,
     mode: o.ModeOption = o.Mode.stochastic,
@@ -123,7 +141,8 @@ def edit(
 
         def sample(engine: Any, arguments: Mapping[str, Any]) -> Bundle:
             own = {k: v for k, v in arguments.items() if k not in ("num_samples", "pipeline_type")}
-            made.append(engine.edit(saved, regions, preserve_texture=preserve_texture, **own))
+            changes = {"preserve_texture": preserve_texture, "freedom": freedom, "repeats": repeats}
+            made.append(engine.edit(saved, regions, **changes, **own))
             progress.close()
             report(console, wanted, made[0].info["edit"])
             return made[0]
@@ -196,5 +215,5 @@ def report(console: Console, wanted: Sequence[WantedRegion], facts: Mapping[str,
     if not voxels["inside_changed"]:
         console.note(
             "the coarse shape inside stayed as it was, only its detail and colors are new; for more change "
-            "take a larger region, another `--seed` or more `--guidance`"
+            "take a larger region, another `--seed`, more `--guidance` or, for colors, `--freedom 1`"
         )

@@ -84,19 +84,19 @@ Output = Annotated[
     o._option(RUN, "--output", metavar="FOLDER", help="For the stages `release` (a model) and `weights`."),
 ]
 Steps = Annotated[
-    int | None, o._number(LENGTH, "--steps", "Steps, all pieces together.", low=1, high=1_000_000_000)
+    int | None, o.number(LENGTH, "--steps", "Steps, all pieces together.", low=1, high=1_000_000_000)
 ]
 Seconds = Annotated[
-    float | None, o._number(LENGTH, "--seconds", "End after so long, with a checkpoint.", low=1, high=1e9)
+    float | None, o.number(LENGTH, "--seconds", "End after so long, with a checkpoint.", low=1, high=1e9)
 ]
-Seed = Annotated[int, o._number(LENGTH, "--seed", "Random seed (default 0).", low=0, high=2**31)]
+Seed = Annotated[int, o.number(LENGTH, "--seed", "Random seed (default 0).", low=0, high=2**31)]
 Objects = Annotated[
     int | None,
-    o._number(RUN, "--objects", "Use so many objects of the data (stages).", low=1, high=10_000_000),
+    o.number(RUN, "--objects", "Use so many objects of the data (stages).", low=1, high=10_000_000),
 ]
 BatchShare = Annotated[
     float | None,
-    o._number(
+    o.number(
         RUN,
         "--batch-share",
         "Times the recipe's batches, for small machines (stages).",
@@ -107,7 +107,7 @@ BatchShare = Annotated[
 ]
 Samples = Annotated[
     int,
-    o._number(RUN, "--samples", "Held-out objects on the sheet after a flow (default 4).", low=0, high=64),
+    o.number(RUN, "--samples", "Held-out objects on the sheet after a flow (default 4).", low=0, high=64),
 ]
 
 
@@ -238,7 +238,7 @@ def familiarity(
     ctx: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model trained on procedural objects.")],
     objects: Annotated[
-        int, o._number(RUN, "--objects", "Training objects to look at (default 1500).", low=100, high=100_000)
+        int, o.number(RUN, "--objects", "Training objects to look at (default 1500).", low=100, high=100_000)
     ] = 1500,
     device: o.Device = "auto",
     json: o.Json = False,

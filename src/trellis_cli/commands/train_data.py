@@ -35,14 +35,14 @@ def make_data(
         o._option(DATA, "-o", "--output", metavar="PNG", help="The sheet (default ./preview.png)."),
     ] = None,
     objects: Annotated[
-        int | None, o._number(DATA, "--objects", "How many procedural objects.", low=1, high=10_000_000)
+        int | None, o.number(DATA, "--objects", "How many procedural objects.", low=1, high=10_000_000)
     ] = None,
     out: Annotated[
         Path | None,
         o._option(DATA, "--out", metavar="FOLDER", help="Write shards of `--objects` objects here."),
     ] = None,
-    workers: Annotated[int, o._number(DATA, "--workers", "Processes.", low=1, high=256)] = 1,
-    seed: Annotated[int, o._number(DATA, "--seed", "First object.", low=0, high=2**31)] = 0,
+    workers: Annotated[int, o.number(DATA, "--workers", "Processes.", low=1, high=256)] = 1,
+    seed: Annotated[int, o.number(DATA, "--seed", "First object.", low=0, high=2**31)] = 0,
     device: o.Device = "auto",
     force: o.Force = False,
     json: o.Json = False,

@@ -29,17 +29,17 @@ def ingest(
     ] = "embedded",
     resolution: Annotated[
         int | None,
-        o._number(DATA, "--resolution", "Voxels along an axis (default: the model's).", low=8, high=2048),
+        o.number(DATA, "--resolution", "Voxels along an axis (default: the model's).", low=8, high=2048),
     ] = None,
     views: Annotated[
-        int, o._number(DATA, "--views", "Pictures of each mesh (default 16).", low=0, high=512)
+        int, o.number(DATA, "--views", "Pictures of each mesh (default 16).", low=0, high=512)
     ] = 16,
     view_size: Annotated[
-        int | None, o._number(DATA, "--view-size", "Their side in pixels.", low=16, high=4096)
+        int | None, o.number(DATA, "--view-size", "Their side in pixels.", low=16, high=4096)
     ] = None,
     renders: Annotated[
         int,
-        o._number(
+        o.number(
             DATA,
             "--renders",
             "TRELLIS v1: pictures that appearance is learned from (default 150).",
@@ -48,19 +48,19 @@ def ingest(
         ),
     ] = 150,
     render_size: Annotated[
-        int, o._number(DATA, "--render-size", "Their side in pixels (default 512).", low=16, high=4096)
+        int, o.number(DATA, "--render-size", "Their side in pixels (default 512).", low=16, high=4096)
     ] = 512,
     encoders: Annotated[
         Path | None,
         o._option(DATA, "--encoders", metavar="RUN", help="Take encoders that this run trained."),
     ] = None,
     workers: Annotated[
-        int | None, o._number(DATA, "--workers", "Processes (default: up to 4).", low=1, high=256)
+        int | None, o.number(DATA, "--workers", "Processes (default: up to 4).", low=1, high=256)
     ] = None,
     timeout: Annotated[
-        float, o._number(DATA, "--timeout", "Seconds for one mesh (default 1800).", low=1, high=1e6)
+        float, o.number(DATA, "--timeout", "Seconds for one mesh (default 1800).", low=1, high=1e6)
     ] = 1800.0,
-    seed: Annotated[int, o._number(DATA, "--seed", "Random seed (default 0).", low=0, high=2**31)] = 0,
+    seed: Annotated[int, o.number(DATA, "--seed", "Random seed (default 0).", low=0, high=2**31)] = 0,
     device: o.Device = "auto",
     json: o.Json = False,
     json_events: o.JsonEvents = False,
