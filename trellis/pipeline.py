@@ -12,7 +12,7 @@ CPU generator seeded after preprocessing, in the released order: structure, late
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,7 +34,7 @@ from trellis.settings import (
     PipelineSettings,
 )
 from trellis_core.errors import InputError, ModelError, UsageError
-from trellis_core.geometry.asset import ExportSettings, build_asset
+from trellis_core.geometry.asset import ExportSettings, build_assets
 from trellis_core.geometry.occupancy import normalized, occupied_by
 from trellis_core.geometry.region import Region, cells_inside
 from trellis_core.geometry.types import Asset, Mesh
@@ -42,7 +42,7 @@ from trellis_core.io import WRITERS
 from trellis_core.memory.residency import memory_errors
 from trellis_core.models.networks import Networks
 from trellis_core.models.structure_vae import encode_cells, occupied_cells
-from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_asset
+from trellis_core.render.bake_views import STANDARD, ViewBakeSettings, build_viewed_assets
 from trellis_core.runtime import Progress, Runtime, cancellable
 from trellis_core.sampling.condition import Condition, Picture
 from trellis_core.sampling.edit import (
@@ -296,25 +296,44 @@ class Pipeline:
         `color` says what its texture is painted after: "gaussians" or "radiance_field" as `views` see
         them, "vertices", or "auto": the first of these that was decoded.
         """
+        made = self.export_all(
+            decoded,
+            [settings or ExportSettings()],
+            color=color,
+            views=views,
+            extras=extras,
+            on_progress=on_progress,
+            cancel=cancel,
+        )
+        return next(asset for _, asset in made)
+
+    @torch.inference_mode()  # as a decorator it is off while the caller works
+    def export_all(
+        self,
+        decoded: Decoded,
+        wanted: Sequence[ExportSettings],
+        *,
+        color: str = "auto",
+        views: ViewBakeSettings = STANDARD,
+        extras: Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, Asset]]:
+        """Several assets of one mesh that share what work they can, each with its number in `wanted`.
+
+        Those with the most faces come first; otherwise as `export`.
+        """
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
         common: dict[str, Any] = {"runtime": runtime, "extras": extras or {}, "writers": WRITERS}
-        settings = settings or ExportSettings()
         appearance = decoded.appearance(color)
-        with torch.inference_mode(), memory_errors("export"):
+        with memory_errors("export"):
             if appearance is None:
-                return build_asset(decoded.voxel_mesh(), settings, **common)
+                yield from build_assets(decoded.voxel_mesh(), wanted, **common)
+                return
             mesh, colors = decoded.surface()
             assert decoded.mesh is not None
-            resolution = decoded.mesh.resolution
-            return build_viewed_asset(
-                mesh,
-                appearance,
-                settings,
-                resolution=resolution,
-                colors=colors,
-                views=views,
-                **common,
-            )
+            common |= {"resolution": decoded.mesh.resolution, "colors": colors, "views": views}
+            yield from build_viewed_assets(mesh, appearance, wanted, **common)
 
     # --- what a run is made of ---
 

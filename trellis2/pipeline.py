@@ -13,7 +13,7 @@ pass), texture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from trellis2.dual_grid import normalize_mesh
 from trellis2.settings import MAX_TOKENS, PipelineSettings, PipelineType, ShapePass, TextSettings
 from trellis2.texturing import encode_shape, mesh_voxels, own_uvs
 from trellis_core.errors import InputError, ModelError, UsageError
-from trellis_core.geometry.asset import ExportSettings, build_asset, texture_mesh
+from trellis_core.geometry.asset import ExportSettings, build_assets, texture_mesh
 from trellis_core.geometry.occupancy import normalized, occupied_by
 from trellis_core.geometry.region import Region, cells_inside, cut_cells
 from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
@@ -307,15 +307,27 @@ class Pipeline:
         cancel: Callable[[], bool] | None = None,
     ) -> Asset:
         """Raw mesh and voxels to a clean, textured asset."""
+        wanted = [settings or self.export_settings()]
+        made = self.export_all(shape, wanted, extras=extras, on_progress=on_progress, cancel=cancel)
+        return next(asset for _, asset in made)
+
+    @torch.inference_mode()  # as a decorator it is off while the caller works
+    def export_all(
+        self,
+        shape: VoxelMesh,
+        wanted: Sequence[ExportSettings],
+        *,
+        extras: Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, Asset]]:
+        """Several assets of one shape that share what work they can, each with its number in `wanted`.
+
+        Those with the most faces come first.
+        """
         runtime = self.runtime.reporting(cancellable(on_progress, cancel))
-        with torch.inference_mode(), memory_errors("export"):
-            return build_asset(
-                shape,
-                settings or self.export_settings(),
-                runtime=runtime,
-                extras=extras or {},
-                writers=WRITERS,
-            )
+        with memory_errors("export"):
+            yield from build_assets(shape, wanted, runtime=runtime, extras=extras or {}, writers=WRITERS)
 
     def export_settings(self, **changes: Any) -> ExportSettings:
         """Export settings that suit this model's shapes, with `changes`."""

@@ -8,8 +8,8 @@ Letters: V vertices, Q texels, S texture side, H and W picture height and width 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trellis_core.geometry.asset import ExportSettings, clean, demand_geometry, reduce_faces, unwrap_mesh
-from trellis_core.geometry.bake import Baked, Texels, cover_texels, sample_texels, to_bytes, to_images
+from trellis_core.geometry.asset import ExportSettings, assemble, demand_geometry, prepare_meshes
+from trellis_core.geometry.bake import Baked, Texels, cover_texels, sample_texels, to_bytes
 from trellis_core.geometry.camera import Camera, hammersley_view
 from trellis_core.geometry.fields import Gaussians, RadianceField
 from trellis_core.geometry.infill import paint_texture
-from trellis_core.geometry.orientation import orient_outward
-from trellis_core.geometry.quality import check_mesh
 from trellis_core.geometry.triangles import face_normals
-from trellis_core.geometry.types import Asset, Material, Mesh, PBRVoxels, VoxelMesh
+from trellis_core.geometry.types import Asset, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.kernels.table import Kernels
 from trellis_core.render.field_image import FieldImage
 from trellis_core.render.gaussian import render_gaussians
@@ -74,30 +72,43 @@ def build_viewed_asset(
 
     Raises `InputError` when there is no geometry to work with.
     """
+    made = build_viewed_assets(
+        mesh,
+        appearance,
+        [settings],
+        runtime=runtime,
+        resolution=resolution,
+        colors=colors,
+        views=views,
+        extras=extras,
+        writers=writers,
+    )
+    return next(asset for _, asset in made)
+
+
+def build_viewed_assets(
+    mesh: Mesh,
+    appearance: Gaussians | RadianceField,
+    wanted: Sequence[ExportSettings],
+    *,
+    runtime: Runtime,
+    resolution: int,
+    colors: Tensor | None = None,
+    views: ViewBakeSettings = STANDARD,
+    extras: Mapping[str, Any] | None = None,
+    writers: Mapping[str, Callable[[Asset, Path], None]] | None = None,
+) -> Iterator[tuple[int, Asset]]:
+    """Several assets of one mesh, each with its number in `wanted`, as `build_assets` makes them."""
     raw = Mesh(mesh.vertices.float().cpu(), mesh.faces.cpu())
     known = color_voxels(raw, torch.zeros_like(raw.vertices) if colors is None else colors, resolution)
     demand_geometry(VoxelMesh(raw, known))
-    voxel = 1.0 / resolution
-    runtime.report("clean", 0, 3)
-    original, around, unclear = clean(raw, known, settings, runtime)
-    mesh, _ = orient_outward(reduce_faces(original, settings, voxel, runtime), around)
-    mesh = unwrap_mesh(mesh, settings, voxel, runtime)
     fallback = None if colors is None else known
-    baked = bake_views(mesh, appearance, settings.texture_size, runtime, fallback=fallback, settings=views)
-    base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
-    base_color[..., 3] = 255
-    runtime.report("check", 0, 1)
-    report = check_mesh(
-        mesh,
-        kernels=runtime.kernels,
-        texture_size=min(settings.texture_size, 1024),
-        unsupported_texels=baked.unsupported,
-    )
-    report = replace(report, metrics={**report.metrics, "unclear_orientation": unclear})
-    runtime.report("check", 1, 1)
-    double_sided = bool(report.metrics.get("boundary_edges", 0)) or unclear > 0
-    material = Material(base_color, metallic_roughness, double_sided=double_sided)
-    return Asset(mesh, material, report, {**(extras or {}), "export": asdict(settings)}, dict(writers or {}))
+    for number, part in prepare_meshes(raw, known, wanted, runtime):
+        settings = wanted[number]
+        baked = bake_views(
+            part.mesh, appearance, settings.texture_size, runtime, fallback=fallback, settings=views
+        )
+        yield number, assemble(part, baked, settings, runtime, extras or {}, writers or {})
 
 
 def color_voxels(
