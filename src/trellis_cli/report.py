@@ -24,6 +24,11 @@ def line(label: str, text: str) -> str:
     return f"{label:<{LABEL}}{text}".rstrip()
 
 
+def split(text: str) -> tuple[str, str]:
+    """Label and text of a `line`."""
+    return text[:LABEL].strip(), text[LABEL:]
+
+
 def bytes_of(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
@@ -350,7 +355,16 @@ def color_lines(color: Mapping[str, Any] | None) -> list[str]:
 
 
 def mesh_summary(name: str, facts: Mapping[str, Any]) -> str:
-    m = facts["metrics"]
-    sound = "watertight" if m.get("watertight") else f"{m.get('boundary_edges', 0):,} boundary edges"
     verdict = "passed" if facts["passed"] else f"failed: {' '.join(facts['problems'])}"
-    return f"{name}: {count(m['faces'], 'face')}, {m['vertices']:,} vertices, {sound}, {verdict}"
+    return f"{name}: {summary(facts)}; quality check {verdict}"
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """A mesh in a few words."""
+    m = facts["metrics"]
+    sound = "watertight"
+    if not m.get("watertight"):
+        sound = (
+            f"{m.get('boundary_edges', 0):,} boundary and {m.get('non_manifold_edges', 0):,} crowded edges"
+        )
+    return f"{count(m['faces'], 'face')}, {m['vertices']:,} vertices, {sound}"

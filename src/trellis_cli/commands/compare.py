@@ -159,6 +159,7 @@ class Pair:
     things: tuple[Thing, Thing]
     comparison: Comparison
     pictures: Pictures | None
+    hottest: float  # scale of heat maps
 
 
 def measure(
@@ -187,25 +188,22 @@ def measure(
             samples=samples,
             thresholds=sorted(set(thresholds)) if thresholds else c.THRESHOLDS,
         )
-        names = paths[0].name, paths[1].name
-        drawn = c.compare_pictures(first, second, runtime, names=names, size=size) if pictures else None
+        hottest = c.hottest_of(found.metrics["p99"])
+        names = f"A {paths[0].name}", f"B {paths[1].name}"
+        drawn = None
+        if pictures:
+            drawn = c.compare_pictures(first, second, runtime, names=names, size=size, hottest=hottest)
     facts["unit_length"] = longest
     facts["distances"] = dict(found.metrics)
     if found.histograms is not None:
         facts["histograms"] = [histogram.tolist() for histogram in found.histograms]
     facts["pictures"] = None if drawn is None else dict(drawn.metrics)
-    return Pair((first, second), found, drawn)
+    return Pair((first, second), found, drawn, hottest)
 
 
 def read(path: Path) -> Thing:
     """A mesh file with its materials. Raises `InputError`."""
-    from trellis_core.render.surface import PaintedMesh
-
-    thing = subjects.read_painted(path)
-    mesh = thing.mesh if isinstance(thing, PaintedMesh) else thing
-    if not len(mesh.faces):
-        raise InputError(f"`{path.name}` has no triangles", hint="give a mesh with a surface")
-    return cast("Thing", thing)
+    return cast("Thing", subjects.read_painted(path))
 
 
 def write(
@@ -213,11 +211,20 @@ def write(
 ) -> Path:
     from trellis_core.io.files import write_file
 
-    lines = report.comparison_lines(names, console.facts)
+    lines = [report.split(line) for line in report.comparison_lines(names, console.facts)]
     if path.suffix.lower() in PAGES:
         from trellis_cli.viewer import page
 
-        content = page(pair.things, names, lines, runtime)
+        meshes = console.facts["meshes"]
+        content = page(
+            pair.things,
+            [f"A  {names[0]}", f"B  {names[1]}"],
+            [report.summary(facts) for facts in meshes],
+            lines,
+            runtime,
+            hottest=pair.hottest,
+            title=f"{names[0]} and {names[1]}",
+        )
     else:
         from io import BytesIO
 

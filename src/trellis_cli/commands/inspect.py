@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trellis_cli import registry, report, subjects
 from trellis_cli import options as o
+from trellis_cli import registry, report, subjects
 from trellis_cli.console import Console
 from trellis_core.errors import InputError, QualityError
 
@@ -87,7 +87,7 @@ def inspect(
     failed = [facts["path"] for facts in console.facts["files"] if not facts.get("passed", True)]
     if strict and failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        advice = next((f["advice"] for f in console.facts["files"] if f["path"] == failed[0]), [])
+        advice: list[Any] = next((f["advice"] for f in console.facts["files"] if f["path"] == failed[0]), [])
         hint = f"try `{advice[0][0]}`" if advice else "see the problems above, or leave `--strict` away"
         raise QualityError(f"`{failed[0]}`{more} failed the quality check", hint=hint)
 

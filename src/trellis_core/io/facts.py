@@ -155,9 +155,9 @@ def document_facts(
 
 def texture_slots(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Everything in a material, extensions too, that names a texture."""
+    found: list[tuple[str, Mapping[str, Any]]] = []
     if not isinstance(value, dict):
-        return []
-    found = []
+        return found
     for name, entry in value.items():
         if name in SLOTS and isinstance(entry, dict) and "index" in entry:
             found.append((name, entry))
@@ -244,13 +244,17 @@ def read_mtl(path: Path, facts: Facts, missing: list[str]) -> None:
             if use == "alpha" and facts["materials"]:
                 facts["materials"][-1]["alpha_mode"] = "BLEND"
             uses.setdefault(rest.strip().replace("\\", "/"), []).append(use)
-    for name, use in uses.items():
+    for name, named_uses in uses.items():
         place = path.parent / name
         if not place.is_file():
             place = path.parent / name.split()[-1]  # options may stand before the name
         if place.is_file():
             facts["textures"].append(
-                {"use": list(dict.fromkeys(use)), "name": place.name, **picture_facts(place.read_bytes())}
+                {
+                    "use": list(dict.fromkeys(named_uses)),
+                    "name": place.name,
+                    **picture_facts(place.read_bytes()),
+                }
             )
         else:
             missing.append(name)

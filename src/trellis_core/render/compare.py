@@ -36,7 +36,7 @@ FARTHEST = 1e6
 BINS = 32  # of a color histogram, per channel
 JOINT_BINS = 8  # of the histogram over all three channels, per channel
 VIEWS = 4
-HOTTEST = 0.05  # distance that a heat map shows as its last color
+HOTTEST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # distances a heat map may show as its last color
 HEAT = ((33, 62, 125), (46, 148, 171), (120, 198, 121), (250, 214, 80), (222, 76, 54), (120, 8, 44))
 
 Thing = PaintedMesh | Mesh
@@ -285,6 +285,7 @@ def compare_pictures(
     names: tuple[str, str] = ("A", "B"),
     size: int = 320,
     views: int = VIEWS,
+    hottest: float = 0.05,  # distance that the heat maps show as their last color
 ) -> Pictures:
     """Draw both from `views` sides, with heat maps of the distance to the other; lit by the same studio.
 
@@ -312,11 +313,11 @@ def compare_pictures(
         for camera in cameras:
             runtime.report("draw", done, steps)
             buffers = render_mesh(mesh_of(thing), camera, size, runtime)
-            heat.append(heat_map(buffers, mesh_of(things[1 - number]), runtime))
+            heat.append(heat_map(buffers, mesh_of(things[1 - number]), runtime, hottest))
             mine.append(buffers)
             done += 1
         seen.append(mine)
-        rows[f"{names[number]}: distance to {names[1 - number]}, dark red is {HOTTEST:g} and more"] = heat
+        rows[f"{names[number]}: distance to {names[1 - number]}, dark red is {hottest:g} and more"] = heat
     runtime.report("draw", steps, steps)
     shown = next(iter(modes.values()))
     metrics = picture_metrics(drawn[shown, 0], drawn[shown, 1], seen[0], seen[1])
@@ -332,18 +333,25 @@ def corners_of(mesh: Mesh) -> Tensor:  # float32 [n, 3]
     return mesh.vertices[mesh.faces.long().unique()].cpu()
 
 
-def heat_map(buffers: MeshBuffers, other: Mesh, runtime: Runtime) -> Tensor:  # uint8 [S, S, 3]
+def hottest_of(distance: float) -> float:
+    """The scale of heat maps on which `distance` (usually the 99th percentile) is still shown."""
+    return next((scale for scale in HOTTEST if distance <= scale), HOTTEST[-1])
+
+
+def heat_map(
+    buffers: MeshBuffers, other: Mesh, runtime: Runtime, hottest: float
+) -> Tensor:  # uint8 [S, S, 3]
     """Each pixel's distance to the other surface as a color; a little shading shows the shape."""
     distance = nearest_to(buffers.position[buffers.mask], other, runtime).distance
-    color = heat_colors(distance) * (0.75 + 0.25 * buffers.normal[buffers.mask, 2:].cpu())
+    color = heat_colors(distance / hottest) * (0.75 + 0.25 * buffers.normal[buffers.mask, 2:].cpu())
     picture = torch.full((*buffers.mask.shape, 3), 255, dtype=torch.uint8)
     picture[buffers.mask.cpu()] = color.round().clamp(0, 255).to(torch.uint8)
     return picture
 
 
-def heat_colors(distance: Tensor) -> Tensor:  # float32 [P] -> [P, 3] in [0, 255]
+def heat_colors(share: Tensor) -> Tensor:  # float32 [P] -> [P, 3] in [0, 255]
     table = torch.tensor(HEAT, dtype=torch.float32)
-    at = (distance.cpu() / HOTTEST).clamp(0, 1) * (len(HEAT) - 1)
+    at = share.cpu().clamp(0, 1) * (len(HEAT) - 1)
     low = at.long().clamp_max(len(HEAT) - 2)
     return torch.lerp(table[low], table[low + 1], (at - low)[:, None])
 
@@ -394,7 +402,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:  # float32 [N, S, S, 3] in [0, 1
 
 def comparison_sheet(
     pictures: Pictures,
-    lines: Sequence[str] = (),  # of text, above: a word, spaces, the rest
+    lines: Sequence[tuple[str, str]] = (),  # above: a word, and what is said of it
     histograms: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # uint8 [H, W, 3]
     """All rows below each other with their labels; above them what was measured, and the color histograms."""
@@ -404,18 +412,19 @@ def comparison_sheet(
     return torch.cat([head, sheet]) if len(head) else sheet
 
 
-def heading(lines: Sequence[str], histograms: tuple[Tensor, Tensor] | None, width: int) -> Tensor:
+def heading(lines: Sequence[tuple[str, str]], histograms: tuple[Tensor, Tensor] | None, width: int) -> Tensor:
     line = 18
     plots = [] if histograms is None else [histogram_plot(histogram) for histogram in histograms]
     height = max(len(lines) * line + 2 * GAP if lines else 0, plots[0].height + 2 * GAP if plots else 0)
     image = Image.new("RGB", (width, height), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=13)
     for number, text in enumerate(lines):
-        word, _, rest = text.partition(" ")
-        draw.text((GAP, GAP + number * line), word, INK, font)
-        draw.text((GAP + 90, GAP + number * line), rest.strip(), INK, font)
-    for number, plot in enumerate(reversed(plots)):
-        image.paste(plot, (width - (number + 1) * (plot.width + GAP), height - plot.height - GAP))
+        draw.text((GAP, GAP + number * line), text[0], INK, font)
+        draw.text((GAP + 90, GAP + number * line), text[1], INK, font)
+    for number, (plot, name) in enumerate(zip(reversed(plots), "BA", strict=False)):
+        x, y = width - (number + 1) * (plot.width + GAP), height - plot.height - GAP
+        image.paste(plot, (x, y))
+        draw.text((x, y - line), f"colors of {name}", INK, font)
     return torch.from_numpy(np.array(image))
 
 
