@@ -364,7 +364,6 @@ def summary(facts: Mapping[str, Any]) -> str:
     m = facts["metrics"]
     sound = "watertight"
     if not m.get("watertight"):
-        sound = (
-            f"{m.get('boundary_edges', 0):,} boundary and {m.get('non_manifold_edges', 0):,} crowded edges"
-        )
+        edges = count(m.get("boundary_edges", 0), "boundary edge")
+        sound = f"{edges}, {count(m.get('non_manifold_edges', 0), 'non-manifold edge')}"
     return f"{count(m['faces'], 'face')}, {m['vertices']:,} vertices, {sound}"

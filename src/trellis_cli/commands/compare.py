@@ -30,8 +30,7 @@ EXAMPLES = """\
 
 Lengths are in units of A's longest side. A page (.html) holds everything it shows and needs no network."""
 
-PICTURES, PAGES = (".png",), (".html", ".htm")
-PAGE_FACES = 4_000_000  # more are too much for most browsers
+PICTURES, PAGES = (".png",), (".html",)
 
 First = Annotated[
     Path,

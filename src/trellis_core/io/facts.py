@@ -75,14 +75,14 @@ def file_facts(path: Path) -> Facts:
 
 def glb_facts(path: Path) -> Facts:
     with path.open("rb") as file:
-        magic, version, length = struct.unpack("<4sII", file.read(12))
-        if magic != b"glTF":
+        head = file.read(20)
+        if len(head) < 20 or head[:4] != b"glTF":
             raise ValueError("it does not begin as a GLB does")
+        _, version, length, size, kind = struct.unpack("<4sIII4s", head)
         if version != 2:
             raise InputError(f"`{path.name}` is glTF {version}; glTF 2.0 is read", hint="convert it first")
         if path.stat().st_size < length:
             raise ValueError(f"it is cut off, {path.stat().st_size:,} of {length:,} bytes are there")
-        size, kind = struct.unpack("<I4s", file.read(8))
         if kind != b"JSON" or size > LONGEST_TABLE:
             raise ValueError("it has no JSON chunk")
         document = json.loads(file.read(size))

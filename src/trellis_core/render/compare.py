@@ -369,12 +369,12 @@ def picture_metrics(
     one, other = (torch.stack([s.mask for s in seen]).cpu() for seen in (seen_first, seen_second))
     n, m = (torch.stack([s.normal for s in seen]).cpu() for seen in (seen_first, seen_second))
     both = one & other
-    cosine = (n * m).sum(-1)[both].clamp(-1, 1)
+    angle = 2 * ((n - m)[both].double().norm(dim=-1) / 2).clamp(max=1).asin()  # exact for small ones
     return {
         "psnr": min(-10 * float(torch.tensor(max(square, 1e-10)).log10()), 100.0),
         "ssim": float(similarity(a, b)[either].mean()) if bool(either.any()) else 1.0,
         "outline_iou": float(both.sum()) / max(float((one | other).sum()), 1.0),
-        "normal_degrees": float(cosine.double().acos().mean().rad2deg()) if len(cosine) else 180.0,
+        "normal_degrees": float(angle.mean().rad2deg()) if len(angle) else 180.0,
     }
 
 
