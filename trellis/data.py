@@ -40,6 +40,7 @@ from trellis_core.training.recipes import DataSettings
 from trellis_core.training.transforms import read_transforms
 
 CAPTIONS = "captions"
+TRUE = ("true", "1", "1.0")
 FEATURE_GRID = 64  # of released feature files, which do not say
 NAMED = ("MODEL", "NAME")  # what stands in a column's name for that of a network
 
@@ -84,7 +85,8 @@ def why_dropped(row: Mapping[str, str], columns: Mapping[str, str], settings: Da
     """Why an item is not used; empty when it is."""
     for role, column in columns.items():
         value = row.get(column, "")
-        if value.lower() not in ("true", "1", "1.0") and not (role == CAPTIONS and value.startswith("[")):
+        there = value.startswith("[") and value != "[]" if role == CAPTIONS else value.lower() in TRUE
+        if not there:
             return f"no {role.replace('_', ' ')}"
     score = number(row, "aesthetic_score")
     if score is not None and score < settings.min_aesthetic_score:

@@ -29,7 +29,13 @@ from torch import Tensor
 from trellis.data import mean_features, read_latent, read_voxels, whole_grid
 from trellis.loading import load_network, network_config
 from trellis.places import find_checkpoint
-from trellis.settings import IMAGE_ENCODER, STRUCTURE_ENCODER, TEXT_ENCODER
+from trellis.settings import (
+    IMAGE_ENCODER,
+    LATENT_FLOW,
+    STRUCTURE_ENCODER,
+    STRUCTURE_FLOW,
+    TEXT_ENCODER,
+)
 from trellis.weights import ENCODERS
 from trellis_core.errors import ModelError, UsageError
 from trellis_core.geometry.occupancy import EDGE, occupied_by
@@ -127,12 +133,20 @@ def all_encoders(
     stems: Mapping[str, Path],  # of the networks that its pipeline names
 ) -> dict[str, Path]:
     """What the steps need, as far as it is here: name -> stem."""
-    found = find_encoders(folder)
+    found = {name: stem for name, stem in find_encoders(folder).items() if fits(name, stem, stems)}
     try:
         found[IMAGE_ENCODER] = encoder_stem(IMAGE_ENCODER, stems)
     except ModelError:  # what needs it is left out, and the command says so
         return found
     return found
+
+
+def fits(name: str, stem: Path, stems: Mapping[str, Path]) -> bool:
+    """Whether an encoder makes what the model's flow makes: released ones may lie beside a model of others."""
+    flow = {LATENT_ENCODER: LATENT_FLOW, STRUCTURE_ENCODER: STRUCTURE_FLOW}[name]
+    made, wanted = (network_config(n, s)["args"] for n, s in ((name, stem), (flow, stems[flow])))
+    same_grid = name != LATENT_ENCODER or made["resolution"] == wanted["resolution"]
+    return bool(same_grid and made["latent_channels"] == wanted["in_channels"])
 
 
 def encoder_stem(name: str, stems: Mapping[str, Path]) -> Path:

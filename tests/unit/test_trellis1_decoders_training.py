@@ -161,6 +161,24 @@ def test_what_has_no_encoder_yet_is_left_out(encoders):
     assert "ss_latents" not in " ".join(steps_of(ingest_settings(encoders, structure_grid=8)))
 
 
+def test_an_encoder_of_other_latents_is_not_taken_for_the_model_s(model, encoders):
+    stems = {name: model / "ckpts" / name for name in SAMPLING}
+    assert meshes.fits("sparse_structure_encoder", encoders["sparse_structure_encoder"], stems)
+    assert not meshes.fits("slat_encoder", encoders["slat_encoder"], stems)  # of another grid
+    assert "slat_encoder" not in meshes.all_encoders(model, stems)
+
+
+def test_a_mesh_without_captions_is_not_used_for_captions(data, tmp_path):
+    table = (data / "metadata.csv").read_text()
+    assert len(open_catalog(data, DataSettings(kind="v1_latents_text", resolution=VOXELS)).entries) == 2
+    try:
+        (data / "metadata.csv").write_text(table.replace('"[""a ball""]"', "[]"))
+        catalog = open_catalog(data, DataSettings(kind="v1_latents_text", resolution=VOXELS))
+        assert len(catalog.entries) == 1 and catalog.dropped == {"no captions": 1}
+    finally:
+        (data / "metadata.csv").write_text(table)
+
+
 def test_a_grid_that_the_files_cannot_hold_is_refused(folder, tmp_path, encoders):
     with pytest.raises(UsageError, match="does not fit the format"):
         ingest(folder, tmp_path, ingest_settings(encoders, resolution=512), workers=0)
