@@ -142,7 +142,7 @@ def all_encoders(
 
 
 def fits(name: str, stem: Path, stems: Mapping[str, Path]) -> bool:
-    """Whether an encoder makes what the model's flow makes: released ones may lie beside a model of others."""
+    """Whether an encoder makes what the model's flow makes: one of another model may be in the cache."""
     flow = {LATENT_ENCODER: LATENT_FLOW, STRUCTURE_ENCODER: STRUCTURE_FLOW}[name]
     made, wanted = (network_config(n, s)["args"] for n, s in ((name, stem), (flow, stems[flow])))
     same_grid = name != LATENT_ENCODER or made["resolution"] == wanted["resolution"]
