@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from trellis_cli import files, registry
+from trellis_cli.asset_options import GLTF, AssetOptions, level_settings, preset_settings
 from trellis_cli.console import Console, Stages
 from trellis_cli.options import ColorSource, Form, Preset
 from trellis_core.errors import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from trellis_core.geometry.asset import ExportSettings
     from trellis_core.geometry.fields import Gaussians, RadianceField
     from trellis_core.geometry.types import Asset, QualityReport
+    from trellis_core.runtime import Runtime
     from trellis_core.weights.bundle import Bundle
 
 SUFFIXES: Mapping[
@@ -44,16 +46,24 @@ PARTS: Mapping[Form, str] = {Form.gaussians: "Gaussians", Form.radiance_field: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One of the assets that are made of a sample."""
+
+    preset: str | None
+    paths: tuple[Path, ...]  # one per format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What is to be written, and how."""
 
-    paths: tuple[Path, ...]  # one per sample
+    paths: tuple[Path, ...]  # one per sample; presets and formats are written beside it
     previews: tuple[Path, ...]  # as many, or none
     form: Form = Form.mesh
     color_from: ColorSource | None = None  # of a TRELLIS v1 mesh; None: what the model has
-    preset: str | None = None
     faces: int | None = None
     texture: int | None = None
+    asset: AssetOptions = field(default_factory=AssetOptions)
     strict: bool = False
     force: bool = False
 
@@ -64,9 +74,10 @@ class Order:
         output: Path | None,
         *,
         count: int = 1,
-        preset: Preset | None,
-        faces: int | None,
-        texture: int | None,
+        preset: Preset | None = None,
+        faces: int | None = None,
+        texture: int | None = None,
+        asset: AssetOptions | None = None,  # instead of the three above
         preview: Path | None,
         strict: bool,
         force: bool,
@@ -78,14 +89,11 @@ class Order:
         Without a `form` the name of the output says what it is: `.spz` are Gaussians.
         """
         form = form or form_of(output)
-        mesh_options = {
-            "--color-from": color_from,
-            "--preset": preset,
-            "--faces": faces,
-            "--texture": texture,
-            "--strict": strict or None,
-        }
-        given = [name for name, value in mesh_options.items() if value is not None]
+        asset = asset or AssetOptions.read(
+            presets=None if preset is None else [preset.value], faces=faces, texture=texture
+        )
+        given = ["--color-from"] if color_from is not None else []
+        given += asset.given + (["--strict"] if strict else [])
         if form is not Form.mesh and given:
             raise UsageError(
                 f"`{given[0]}` is for meshes, the result is `--as {form.value}`",
@@ -93,24 +101,59 @@ class Order:
             )
         if output is None and source.suffix.lower() == SUFFIXES[form][0]:  # a field made from a bundle
             output = files.beside(source, f"-{form.value}{SUFFIXES[form][0]}")
-        paths = files.outputs(output, source, SUFFIXES[form][0], count)
+        usual = asset.usual_suffix if form is Form.mesh else SUFFIXES[form][0]
+        if output is not None and not output.suffix and asset.formats and not output.is_dir():
+            output = output.with_name(output.name + usual)
+        paths = files.outputs(output, source, usual, count)
         previews = [] if preview is None else files.outputs(preview, source, ".png", count)
         for path in paths:
             check_suffix(path, form)
-            files.check_output(path, SUFFIXES[form], force=force)
-        for path in previews:
-            files.check_output(path, files.IMAGES, force=force)
-        return cls(
+        order = cls(
             paths=tuple(paths),
             previews=tuple(previews),
             form=form,
             color_from=color_from,
-            preset=preset.value if preset else None,
-            faces=faces,
-            texture=texture,
+            faces=asset.changes.get("faces"),
+            texture=asset.changes.get("texture_size"),
+            asset=asset,
             strict=strict,
             force=force,
         )
+        order.check_places()
+        return order
+
+    def check_places(self) -> None:
+        """Raises when one of the files cannot be written."""
+        for index in range(len(self.paths)):
+            for variant in self.variants(index):
+                for path in variant.paths:
+                    for place in self.files_of(path):
+                        files.check_output(place, SUFFIXES[self.form], force=self.force)
+        for path in self.previews:
+            files.check_output(path, files.IMAGES, force=self.force)
+
+    def variants(self, index: int) -> tuple[Variant, ...]:
+        """What is made of a sample: one for each preset."""
+        path = self.paths[index]
+        if self.form is not Form.mesh:
+            return (Variant(preset=None, paths=(path,)),)
+        suffixes = self.asset.suffixes(path) if path.suffix.lower() in files.ASSETS else (path.suffix,)
+        presets = self.asset.presets or (None,)
+
+        def place(preset: str | None, suffix: str) -> Path:
+            name = path.stem if len(presets) == 1 else f"{path.stem}-{preset}"
+            return path if len(suffixes) * len(presets) == 1 else path.with_name(name + suffix)
+
+        return tuple(
+            Variant(preset=preset, paths=tuple(place(preset, suffix) for suffix in suffixes))
+            for preset in presets
+        )
+
+    def files_of(self, path: Path) -> list[Path]:
+        """The file itself, and those of coarser levels where a file holds one."""
+        if self.asset.lods == 1 or path.suffix.lower() in GLTF:
+            return [path]
+        return [path, *(lod_file(path, level) for level in range(1, self.asset.lods))]
 
     def numbered(self, number: int) -> Order:
         """The order for as many samples as a bundle turned out to hold."""
@@ -118,9 +161,9 @@ class Order:
             return self
         paths = files.numbered(self.paths[0], number)
         previews = files.numbered(self.previews[0], number) if self.previews else []
-        for path in (*paths, *previews):
-            files.check_output(path, (path.suffix,), force=self.force)
-        return replace(self, paths=tuple(paths), previews=tuple(previews))
+        order = replace(self, paths=tuple(paths), previews=tuple(previews))
+        order.check_places()
+        return order
 
     def require_fit(self, version: str, model: str) -> None:
         """`UsageError` when a model of this version does not make what is ordered."""
@@ -140,11 +183,22 @@ class Order:
 
     def settings(self, suited: Mapping[str, Any] | None = None) -> ExportSettings:
         """What suits the model, the preset on top of it, and the options that were given on top of that."""
+        return self.all_settings(suited)[0][0]
+
+    def all_settings(self, suited: Mapping[str, Any] | None = None) -> list[list[ExportSettings]]:
+        """Those of every preset, and of every level of detail from fine to coarse."""
         from trellis_core.geometry.asset import ExportSettings
 
         given = {"faces": self.faces, "texture_size": self.texture}
         given = {name: value for name, value in given.items() if value is not None}
-        return ExportSettings(**{**(suited or {}), **preset_settings(self.preset), **given})
+        made = []
+        for preset in self.asset.presets or (None,):
+            finest = ExportSettings(
+                **{**(suited or {}), **preset_settings(preset), **self.asset.changes, **given}
+            )
+            levels = [level_settings(asdict(finest), level) for level in range(self.asset.lods)]
+            made.append([ExportSettings(**level) for level in levels])
+        return made
 
 
 def form_of(output: Path | None) -> Form:
@@ -165,15 +219,6 @@ def check_suffix(path: Path, form: Form) -> None:
             f"`--as {form.value}` is not written to `{suffix}` files",
             hint=f"let the name end in {known}, or pass `--as {other.value}`",
         )
-
-
-def preset_settings(name: str | None) -> dict[str, Any]:
-    """The entries of `configs/presets/NAME.json`; none is the default settings."""
-    if name is None:
-        return {}
-    installed = Path(__file__).parent / "_configs"
-    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "configs" / "presets"
-    return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -236,43 +281,99 @@ def deliver(
     extras: Mapping[str, Any],
     progress: Stages,
 ) -> None:
-    """Export and write one asset, or field, per shape; each is on disk before the next one starts."""
-    settings = order.settings(engine.settings.export)
+    """Export and write what is ordered of each shape; each asset is on disk before the next one starts."""
+    wanted = order.all_settings(engine.settings.export) if order.form is Form.mesh else []
     v1 = registry.version_of_engine(engine) == registry.V1
     color = "auto" if order.color_from is None else _plain(order.color_from)
     for index, shape in enumerate(shapes):
         if order.form is not Form.mesh:
             write_field(console, engine, getattr(shape, _plain(order.form)), order, index)
             continue
-        asset = engine.export(
+        made = engine.export_all(
             shape,
-            settings,
+            [settings for levels in wanted for settings in levels],
             **({"color": color} if v1 else {}),
             extras={**extras, "sample": index},
             on_progress=progress,
             cancel=console.is_interrupted,
         )
-        write(console, engine, asset, order, index)
+        write_all(console, engine.runtime, made, order, index)
+
+
+def write_all(
+    console: Console, runtime: Runtime, made: Iterable[tuple[int, Asset]], order: Order, index: int = 0
+) -> None:
+    """Write assets as they come, numbered as in `Order.all_settings`; a preset's levels together."""
+    variants = order.variants(index)
+    waiting: dict[int, dict[int, Asset]] = {number: {} for number in range(len(variants))}
+    preview = list(order.previews[index : index + 1])
+    for number, asset in made:
+        which, level = divmod(number, order.asset.lods)
+        waiting[which][level] = asset
+        if len(waiting[which]) == order.asset.lods:
+            levels = [asset for _, asset in sorted(waiting.pop(which).items())]
+            write_variant(console, runtime, levels, variants[which], order, preview)
+            preview.clear()
 
 
 def write(console: Console, engine: Any, asset: Asset, order: Order, index: int = 0) -> None:
-    """Write one asset and its preview, and keep what the final report says about them."""
-    path = files.write(order.paths[index], asset.save, force=order.force)
-    facts: dict[str, Any] = {
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "vertices": len(asset.mesh.vertices),
-        "faces": len(asset.mesh.faces),
-        "texture": int(asset.material.base_color.shape[0]),
-        "quality": quality_facts(asset.quality),
-    }
-    console.facts.setdefault("outputs", []).append(facts)
-    if order.previews:
-        from trellis_cli.sheet import draw_asset
+    """Write one asset and its preview."""
+    write_all(console, engine.runtime, [(0, asset)], order, index)
 
-        sheet = draw_asset(asset, engine.runtime)
-        facts["preview"] = str(files.write_sheet(order.previews[index], sheet, force=order.force))
-    console.event("written", **facts)
+
+def write_variant(
+    console: Console,
+    runtime: Runtime,
+    levels: Sequence[Asset],
+    variant: Variant,
+    order: Order,
+    previews: Sequence[Path] = (),
+) -> None:
+    """Write an asset in its formats, and keep what the final report says about it."""
+    from trellis_core.io import save_asset
+
+    asset, *lods = levels
+    settings = order.asset.gltf_settings()
+    for wanted in variant.paths:
+        together = wanted.suffix.lower() in GLTF
+        save = partial(save_asset, asset, settings=settings, lods=lods if together else ())
+        path = files.write(wanted, save, force=order.force)
+        facts: dict[str, Any] = {
+            "path": str(path),
+            "bytes": files.bytes_of(path),
+            "vertices": len(asset.mesh.vertices),
+            "faces": len(asset.mesh.faces),
+            "texture": 0 if asset.mesh.uvs is None else int(asset.material.base_color.shape[0]),
+            "quality": quality_facts(asset.quality),
+        }
+        if variant.preset is not None:
+            facts["preset"] = variant.preset
+        if asset.unit_mm is not None:
+            facts["size_mm"] = size_mm(asset)
+        if lods and together:
+            facts["lods"] = [len(level.mesh.faces) for level in levels]
+        console.facts.setdefault("outputs", []).append(facts)
+        if previews and wanted == variant.paths[0]:
+            from trellis_cli.sheet import draw_asset
+
+            sheet = draw_asset(asset, runtime)
+            facts["preview"] = str(files.write_sheet(previews[0], sheet, force=order.force))
+        console.event("written", **facts)
+        if lods and not together:
+            for number, level in enumerate(lods, start=1):
+                coarser = Variant(preset=variant.preset, paths=(lod_file(wanted, number),))
+                write_variant(console, runtime, [level], coarser, order)
+
+
+def lod_file(path: Path, level: int) -> Path:
+    """Where a coarser level goes in formats that hold one."""
+    return path.with_name(f"{path.stem}-lod{level}{path.suffix}")
+
+
+def size_mm(asset: Asset) -> list[float]:
+    """Width, depth and height."""
+    extent = asset.mesh.vertices.amax(0) - asset.mesh.vertices.amin(0)
+    return [round(value * (asset.unit_mm or 1), 2) for value in extent.tolist()]
 
 
 def write_field(
@@ -304,21 +405,21 @@ def conclude(console: Console, order: Order, started: float) -> None:
     outputs = console.facts.get("outputs", [])
     console.facts["seconds"] = round(monotonic() - started, 3)
     failed = []
+    problems: dict[str, None] = {}  # several files may hold the same asset
     for facts in outputs:
         path = Path(facts["path"])
-        size = files.size_of(path)
+        name = f"{path.name}: " if len(outputs) > 1 else ""
+        console.say("asset", f"{name}{describe(facts)}, {files.shown_size(facts['bytes'])}")
         if "quality" in facts:
-            console.say("asset", f"{facts['faces']:,} faces, {facts['texture']} px texture, {size}")
-            problems = facts["quality"]["problems"]
-            console.say("quality", f"{len(problems)} of the checks failed" if problems else "passed")
-            for problem in problems:
-                console.warn(problem)
+            problems |= dict.fromkeys(facts["quality"]["problems"])
             if not facts["quality"]["passed"]:
                 failed.append(path)
-        else:
-            console.say("asset", f"{facts['parts']:,} {PARTS[Form(facts['form'])]}, {size}")
         if "preview" in facts:
             console.say("preview", facts["preview"])
+    if any("quality" in facts for facts in outputs):
+        console.say("quality", f"{len(problems)} of the checks failed" if problems else "passed")
+    for problem in problems:
+        console.warn(problem)
     if "bundle" in console.facts:
         console.say("bundle", console.facts["bundle"])
     console.say("done", f"{console.facts['seconds']:.1f} s")
@@ -328,6 +429,17 @@ def conclude(console: Console, order: Order, started: float) -> None:
             f"`{failed[0]}` failed the quality check; it was written all the same",
             hint="try another `--seed`, a higher `--resolution`, or another `--background`",
         )
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """An asset or a field in a few words."""
+    if "parts" in facts:
+        return f"{facts['parts']:,} {PARTS[Form(facts['form'])]}"
+    faces = " + ".join(f"{count:,}" for count in facts.get("lods", [facts["faces"]]))
+    said = [f"{faces} faces", f"{facts['texture']} px texture" if facts["texture"] else "no texture"]
+    if "size_mm" in facts:
+        said.append(" x ".join(f"{side:g}" for side in facts["size_mm"]) + " mm")
+    return ", ".join(said)
 
 
 def quality_facts(report: QualityReport) -> dict[str, Any]:

@@ -141,8 +141,17 @@ def write_sheet(path: Path, sheet: Image, *, force: bool) -> Path:
     return write(path, lambda place: write_image(place, sheet, format="PNG"), force=force)
 
 
+def bytes_of(path: Path) -> int:
+    """Of a result, with what was written beside it."""
+    beside = (path.with_name(path.stem + end) for end in BESIDE.get(path.suffix.lower(), ()))
+    return path.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())
+
+
 def size_of(path: Path) -> str:
-    size = path.stat().st_size
+    return shown_size(path.stat().st_size)
+
+
+def shown_size(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 

@@ -60,6 +60,7 @@ class Preset(str, Enum):
     game = "game"
     mobile = "mobile"
     lowpoly = "lowpoly"
+    print = "print"
 
 
 class Form(str, Enum):
@@ -262,7 +263,8 @@ ColorFrom = Annotated[
     ),
 ]
 PresetOption = Annotated[
-    Preset | None, _choice(ASSET, "--preset", "Face and texture budget: max, web, game, mobile or lowpoly.")
+    Preset | None,
+    _choice(ASSET, "--preset", "Face and texture budget: max, web, game, mobile, lowpoly or print."),
 ]
 Faces = Annotated[int | None, number(ASSET, "--faces", "Triangles at most.", low=4, high=100_000_000)]
 Texture = Annotated[int | None, number(ASSET, "--texture", "Texture side in pixels.", low=16, high=16384)]

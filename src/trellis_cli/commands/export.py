@@ -6,6 +6,7 @@ from time import monotonic
 
 import typer
 
+from trellis_cli import asset_options as a
 from trellis_cli import delivery, files, registry
 from trellis_cli import options as o
 from trellis_cli.console import Console
@@ -16,6 +17,9 @@ EXAMPLES = """\
 [bold]Examples[/bold]
   trellis export robot.safetensors --preset mobile
   trellis export robot.safetensors -o robot-hd.glb --faces 1000000 --texture 4096
+  trellis export robot.safetensors --preset web,mobile --format glb,usdz
+  trellis export robot.safetensors --lods 3 --quantize --normal-map
+  trellis export robot.safetensors --preset print --height 80mm -o robot.3mf
   trellis export robot.safetensors --as gaussians -o robot.spz"""
 
 
@@ -29,9 +33,19 @@ def export(
     strict: o.Strict = False,
     form: o.FormOption = None,
     color_from: o.ColorFrom = None,
-    preset: o.PresetOption = None,
+    format: a.Formats = None,
+    preset: a.Presets = None,
     faces: o.Faces = None,
     texture: o.Texture = None,
+    texture_format: a.TextureFormatOption = None,
+    lods: a.Lods = 1,
+    quantize: a.Quantize = False,
+    draco: a.Draco = False,
+    alpha: a.AlphaOption = None,
+    normal_map: a.NormalMap = False,
+    ao: a.Ambient = False,
+    height: a.Height = None,
+    wall: a.Wall = None,
     model: o.Model = "auto",
     device: o.Device = "auto",
     precision: o.PrecisionOption = o.Precision.auto,
@@ -43,7 +57,10 @@ def export(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Make an asset from a run that was saved with `--save-bundle`, without sampling again."""
+    """Make assets from a run that was saved with `--save-bundle`, without sampling again.
+
+    Several presets and formats share the work: NAME-web.glb, NAME-web.usdz, NAME-mobile.glb, ...
+    """
     console: Console = ctx.obj
     started = monotonic()
     files.check_input(bundle, "bundle", files.BUNDLES)
@@ -52,9 +69,21 @@ def export(
         output,
         form=form,
         color_from=color_from,
-        preset=preset,
-        faces=faces,
-        texture=texture,
+        asset=a.AssetOptions.read(
+            formats=format,
+            presets=preset,
+            lods=lods,
+            quantize=quantize,
+            draco=draco,
+            faces=faces,
+            texture=texture,
+            alpha=alpha,
+            texture_format=texture_format,
+            normal_map=normal_map,
+            ambient=ao,
+            height=height,
+            wall=wall,
+        ),
         preview=preview,
         strict=strict,
         force=force,

@@ -7,6 +7,7 @@ with settings, and several levels of detail.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trellis_core.errors import OutputError
@@ -35,25 +36,14 @@ def save_asset(
     asset: Asset,
     path: str | Path,
     settings: GltfSettings | None = None,  # of glTF; the other formats have one way only
-    lods: Sequence[Asset] = (),  # the same object, coarser and coarser
-) -> list[Path]:  # what was written; side files of OBJ and glTF are not listed
-    """Write an asset. Levels of detail are part of a glTF file, and files NAME-lod1, ... of other formats."""
+    lods: Sequence[Asset] = (),  # the same object, coarser and coarser; in glTF files only
+) -> Path:
+    """Write an asset by its suffix. Raises `OutputError` for an unknown one."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in GLTF_WRITERS:
         GLTF_WRITERS[suffix](asset, path, settings=settings, lods=lods)
-        return [path]
-    if suffix not in WRITERS:
-        raise OutputError(
-            f"cannot write `{path.name}`: no writer for `{path.suffix}`",
-            hint=f"use one of: {', '.join(WRITERS)}",
-        )
-    paths = [path, *(lod_path(path, number + 1) for number in range(len(lods)))]
-    for level, place in zip((asset, *lods), paths, strict=True):
-        WRITERS[suffix](level, place)
-    return paths
-
-
-def lod_path(path: Path, number: int) -> Path:
-    """The file of a level of detail in formats that hold one."""
-    return path.with_name(f"{path.stem}-lod{number}{path.suffix}")
+        return path
+    if lods:
+        raise OutputError(f"`{suffix}` files hold one level of detail", hint="use `.glb` or `.gltf`")
+    return replace(asset, writers=WRITERS).save(path)
