@@ -22,10 +22,10 @@ from trellis.pipeline import LATENT, STRUCTURE_LATENT, Pipeline
 from trellis.representations import CubeLayout
 from trellis.results import Decoded
 from trellis.settings import read_settings
-from trellis_core.geometry.occupancy import normalized, occupied_by
 from trellis_core.errors import Cancelled, InputError, ModelError, UsageError
 from trellis_core.geometry.asset import ExportSettings
 from trellis_core.geometry.fields import Gaussians
+from trellis_core.geometry.occupancy import normalized, occupied_by
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import resolve_kernels
 from trellis_core.memory.devices import DeviceInfo
