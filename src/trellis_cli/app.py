@@ -77,6 +77,7 @@ COMMANDS: Mapping[str, Entry] = {
     "edit": Entry("edit", "Change a part of a saved run, keep the rest.", MAKE),
     "texture": Entry("texture", "Paint a mesh after a picture.", MAKE),
     "export": Entry("export", "Make an asset from a saved run, without sampling again.", MAKE),
+    "convert": Entry("convert", "Write a mesh in another format, simplified, repaired or printable.", MAKE),
     "render": Entry("render", "Draw an asset or a saved run: pictures, sheets, films, maps.", MAKE),
     "inspect": Entry("inspect", "Say what a file holds and whether it is sound.", CHECK),
     "compare": Entry("compare", "Measure and show how two meshes differ.", CHECK),

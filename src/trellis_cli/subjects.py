@@ -158,7 +158,8 @@ def as_material(surface: Any) -> Material:
     base_color = torch.cat([*of_one_size(base, alpha[..., None])], 2)
     rough, metal = of_one_size(rough[..., None], metal[..., None])
     shine = torch.cat([torch.zeros_like(rough), rough, metal], 2)
-    return Material(base_color, shine, surface.alpha_mode, surface.alpha_cutoff)
+    mode, cutoff = surface.alpha_mode, surface.alpha_cutoff
+    return Material(base_color, shine, mode, cutoff, normal=surface.normal_texture)
 
 
 def scaled(texture: Tensor | None, factor: float) -> Tensor:  # uint8 [H, W]

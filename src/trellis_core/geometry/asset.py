@@ -163,9 +163,26 @@ def prepare_meshes(
             runtime.report("clean", 0, 4)
             cleaned[same] = clean(raw, voxels, settings, runtime)
         original, around, unclear = cleaned[same]
+        if settings.solid:
+            mesh = unwrap_mesh(make_solid(original, settings, runtime), settings, voxel, runtime)
+            yield number, Prepared(mesh, original, 0.0)
+            continue
         mesh = reduced[same] = reduce_faces(reduced.get(same, original), settings, voxel, runtime)
         mesh, _ = orient_outward(mesh, around)
         yield number, Prepared(unwrap_mesh(mesh, settings, voxel, runtime), original, unclear)
+
+
+def make_solid(mesh: Mesh, settings: ExportSettings, runtime: Runtime) -> Mesh:
+    """The printable solid around a mesh, where the mesh is; its walls count in millimeters of the print."""
+    from trellis_core.geometry.print import print_solid
+
+    assert settings.height_mm is not None
+    solid = print_solid(mesh, settings.height_mm, settings.wall_mm, runtime, settings.faces)
+    low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
+    base = torch.stack(
+        [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]]
+    )  # a print stands on the origin
+    return Mesh(solid.vertices * ((high[2] - low[2]) / settings.height_mm) + base, solid.faces)
 
 
 def what_cleaning_needs(settings: ExportSettings) -> ExportSettings:
@@ -268,9 +285,28 @@ def assemble(
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.unclear > 0
     runtime.report("check", 1, 1)
     material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
+    if part.original is not None:
+        material = bake_maps(part.mesh, part.original, material, settings, runtime)
     extras = {**extras, "export": asdict(settings)}
     size = unit_mm(part.mesh, settings.height_mm)
     return Asset(part.mesh, material, report, extras, dict(writers), size)
+
+
+def bake_maps(
+    mesh: Mesh, original: Mesh, material: Material, settings: ExportSettings, runtime: Runtime
+) -> Material:
+    """The material with the maps that the settings ask for."""
+    if settings.normal_map:
+        from trellis_core.geometry.normal_map import bake_normal_map
+
+        normal = bake_normal_map(mesh, original, settings.texture_size, runtime)
+        material = replace(material, normal=normal.cpu())
+    if settings.ambient:
+        from trellis_core.geometry.ambient import RAYS, bake_ambient
+
+        occlusion = bake_ambient(mesh, settings.texture_size, RAYS, runtime)
+        material = replace(material, occlusion=occlusion.cpu())
+    return material
 
 
 def unit_mm(mesh: Mesh, height_mm: float | None) -> float | None:
