@@ -1,9 +1,9 @@
 """A closed surface between the inside and the outside points of a lattice.
 
-One vertex per cell, where the planes at the cell's crossings meet best: dual contouring of Hermite data (Ju et
-al., 2002). It is manifold because inside points that only touch at an edge or a corner are joined first
-(Latecki, "3D well-composed pictures", 1997); vertices stay in their cells, so sheets cannot pass through
-each other by much. Lattice units throughout. Letters: X, Y, Z lattice size, N crossings, C cells.
+One vertex per cell, where the planes at the cell's crossings meet best: dual contouring of Hermite data (Ju
+et al., 2002). It is manifold because inside points that only touch at an edge or a corner are joined first
+(Latecki, "3D well-composed pictures", 1997). Vertices stay in their cells, so that sheets next to each other
+stay apart. Lattice units throughout. Letters: X, Y, Z lattice size, N crossings, C cells.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def join_cubes(inside: Tensor, value: Tensor) -> bool:
 
 
 def fill_cheapest(inside: Tensor, value: Tensor, base: Tensor, steps: list[Tensor]) -> bool:
-    """In each square or cube at `base` [N, 3], make the outside point with the smallest value an inside one."""
+    """Turn the outside point with the smallest value of each square or cube at `base` [N, 3] to inside."""
     if not len(base):
         return False
     corner = base[:, None] + torch.stack(steps)
@@ -103,16 +103,15 @@ def shifted(grid: Tensor, axis: int, start: int) -> Tensor:
 
 def find_crossings(inside: Tensor) -> Crossings:
     """All lattice edges whose ends differ; `inside` bool [X, Y, Z] with an outside border."""
-    starts, ends, axes, flags = [], [], [], []
+    starts, ends, axes = [], [], []
     for axis in range(3):
         start = torch.nonzero(shifted(inside, axis, 0) != shifted(inside, axis, 1))
         starts.append(start)
         ends.append(start + step_of(axis, 1))
         axes.append(torch.full((len(start),), axis))
-        flags.append(inside[tuple(start.unbind(1))])
-    start, end, axis, flag = (torch.cat(part) for part in (starts, ends, axes, flags))
-    outside = torch.where(flag[:, None], end, start)
-    return Crossings(start, axis, outside, start + end - outside)
+    start, end = torch.cat(starts), torch.cat(ends)
+    outside = torch.where(inside[tuple(start.unbind(1))][:, None], end, start)
+    return Crossings(start, torch.cat(axes), outside, start + end - outside)
 
 
 def contour(

@@ -8,6 +8,8 @@ Works in lattice units: a voxel is 1. Letters: F faces, N lattice points, X, Y, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -70,11 +72,10 @@ def wrap_solid(
     if not len(triangles):
         raise InputError("the mesh has no faces to print", hint="give a mesh with at least one triangle")
     reach = 0.5 * wall / voxel
-    margin = int(reach) + 3
     low, high = triangles.amin((0, 1)), triangles.amax((0, 1))
-    origin = low - (margin + SHIFT) * voxel
-    size = tuple(((high - origin) / voxel).ceil().long().add(margin + 1).tolist())
-    if size[0] * size[1] * size[2] > LARGEST_LATTICE:
+    origin = low - (margin_of(voxel, wall) + SHIFT) * voxel
+    size = lattice_size((high - low).tolist(), voxel, wall)
+    if math.prod(size) > LARGEST_LATTICE:
         raise InputError(
             f"a lattice of {size[0]} x {size[1]} x {size[2]} points does not fit into memory",
             hint="use larger voxels",
@@ -86,7 +87,9 @@ def wrap_solid(
     field = signed_field(soup, pieces, size, runtime)
     runtime.report("wrap", 1, 4)
     core = thin_cores(pieces, field, 2 * reach)
-    around, distance = distances_near(core, core, reach + 1.5, size, runtime)
+    around, distance = distances_near(
+        core, core, reach + 1.5, size, runtime, lambda: runtime.report("wrap", 1, 4)
+    )
     thick = torch.full(size, BAND)  # signed distance to the thickened cores
     thick[tuple(around.unbind(1))] = (distance - reach).clamp_max(BAND)
     runtime.report("wrap", 2, 4)
@@ -102,6 +105,21 @@ def wrap_solid(
     solid = contour(crossings, point, normal, size)
     runtime.report("wrap", 4, 4)
     return Mesh((solid.vertices.double() * voxel + origin).float(), solid.faces)
+
+
+def margin_of(voxel: float, wall: float) -> int:
+    """Voxels of free lattice around the input."""
+    return int(0.5 * wall / voxel) + 3
+
+
+def lattice_size(extent: Sequence[float], voxel: float, wall: float) -> tuple[int, int, int]:
+    """Lattice points along each axis that a mesh of this extent [3] needs."""
+    x, y, z = (math.ceil(side / voxel + SHIFT) + 2 * margin_of(voxel, wall) + 1 for side in extent)
+    return x, y, z
+
+
+def lattice_points(extent: Sequence[float], voxel: float, wall: float) -> int:
+    return math.prod(lattice_size(extent, voxel, wall))
 
 
 def halve_long_sides(triangles: Tensor) -> Tensor:
@@ -121,13 +139,13 @@ def halve_long_sides(triangles: Tensor) -> Tensor:
     return torch.cat(done)
 
 
-def signed_field(soup: Tensor, pieces: Tensor, size: tuple[int, ...], runtime: Runtime) -> Field:
+def signed_field(soup: Tensor, pieces: Tensor, size: tuple[int, int, int], runtime: Runtime) -> Field:
     """Distance to the surface, positive where the outside comes.
 
     The outside spreads freely more than half a voxel away from the surface, where it cannot slip through
     gaps below a voxel, and then a few steps closer along lattice edges that do not cross the surface.
     """
-    near, distance = distances_near(pieces, soup, BAND, size, runtime)
+    near, distance = distances_near(pieces, soup, BAND, size, runtime, lambda: runtime.report("wrap", 0, 4))
     value = torch.full(size, BAND)
     value[tuple(near.unbind(1))] = distance
     outside = flood(value > BLOCKED)
@@ -173,8 +191,9 @@ def distances_near(
     pieces: Tensor,  # float32 [F, 3, 3]  small triangles, to find lattice points
     soup: Tensor,  # float32 [F, 3, 3]  the same surface, to measure distances
     limit: float,
-    size: tuple[int, ...],
+    size: tuple[int, int, int],
     runtime: Runtime,
+    on_step: Callable[[], None],  # may raise
 ) -> tuple[Tensor, Tensor]:  # int64 [N, 3], float32 [N]
     """All lattice points within `limit` of a surface, and their distances."""
     closest_point: Any = runtime.kernels["closest_point"]
@@ -182,6 +201,7 @@ def distances_near(
     cells = torch.cartesian_prod(*[torch.arange(BLOCK)] * 3)
     points, distances = [torch.zeros(0, 3, dtype=torch.int64)], [torch.zeros(0)]
     for blocks in blocks_near(pieces, limit, size).split(CHUNK // BLOCK**3):
+        on_step()
         point = (blocks[:, None] * BLOCK + cells).reshape(-1, 3)
         point = point[(point < torch.tensor(size)).all(1)]
         distance, _, _ = closest_point(point.float(), vertices, faces, limit)
@@ -191,7 +211,7 @@ def distances_near(
     return torch.cat(points), torch.cat(distances)
 
 
-def blocks_near(pieces: Tensor, limit: float, size: tuple[int, ...]) -> Tensor:
+def blocks_near(pieces: Tensor, limit: float, size: tuple[int, int, int]) -> Tensor:
     """Blocks of lattice points that the surface may come close to, int64 [N, 3]."""
     shape = torch.tensor([-(-side // BLOCK) for side in size])
     low = ((pieces.amin(1) - limit) / BLOCK).floor().long().clamp_min(0)
@@ -246,7 +266,7 @@ def surface_points(
     thick: Tensor,
     runtime: Runtime,
 ) -> tuple[Tensor, Tensor]:  # float32 [N, 3], float32 [N, 3]
-    """Where the surface crosses lattice edges, and its normals: those of the input or of the thickened core."""
+    """Where the surface crosses lattice edges, and its normals: the input's, or those of a thickened core."""
     start, step = outside.float(), (inside - outside).float()
     there = tuple(inside.unbind(1))
     here = tuple(outside.unbind(1))
