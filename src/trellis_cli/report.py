@@ -14,6 +14,7 @@ from typing import Any
 from trellis_cli import app
 
 LABEL = 12  # columns
+MOST = 8  # materials that are listed
 SCALES: Mapping[str, tuple[tuple[float, str, float], ...]] = {  # unit -> (from, shown as, times)
     "m": ((0.001, "m", 1.0), (0.0, "mm", 1000.0)),
 }
@@ -65,6 +66,9 @@ def mesh_lines(path: Path, facts: Mapping[str, Any]) -> list[str]:
     lines += [line("size", size_text(facts))] if m.get("finite") and "area" in m else []
     parts = f" in {facts['parts']} parts" if facts["parts"] > 1 else ""
     lines.append(line("mesh", f"{count(m['faces'], 'face')}, {m['vertices']:,} vertices{parts}"))
+    if file.get("levels_of_detail"):
+        counts = ", ".join(f"{faces:,}" for faces in file["levels_of_detail"])
+        lines.append(line("levels", f"{counts} faces; the first is measured"))
     if "watertight" in m:
         lines += [line("surface", surface_text(m, facts)), line("pieces", pieces_text(m))]
     if "mixed_edges" in m:
@@ -172,12 +176,14 @@ def material_texts(file: Mapping[str, Any]) -> list[str]:
     materials = file.get("materials")
     if not materials:
         return ["vertex colors"] if file.get("vertex_colors") else ["none"]
-    texts = []
-    for material in materials[:8]:
+    texts: dict[str, int] = {}
+    for material in materials:
         sides = ", double-sided" if material["double_sided"] else ""
         name = f"`{material['name']}`: " if material["name"] else ""
-        texts.append(f"{name}{material['alpha_mode'].lower()}{sides}")
-    return texts + ([f"and {len(materials) - 8} more"] if len(materials) > 8 else [])
+        text = f"{name}{material['alpha_mode'].lower()}{sides}"
+        texts[text] = texts.get(text, 0) + 1
+    shown = [f"{text} ({times} times)" if times > 1 else text for text, times in texts.items()]
+    return shown[:MOST] + ([f"and {len(shown) - MOST} more"] if len(shown) > MOST else [])
 
 
 def texture_text(texture: Mapping[str, Any]) -> str:

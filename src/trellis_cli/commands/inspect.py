@@ -94,11 +94,16 @@ def inspect(
 
 def mesh_facts(path: Path, runtime: Runtime, progress: Stages, console: Console) -> dict[str, Any]:
     """What is measured of a mesh file, as JSON types."""
-    from trellis_core.io.inspect import inspect_mesh
+    from trellis_core.io.facts import file_facts
+    from trellis_core.io.inspect import inspect_raw, read_raw
     from trellis_core.runtime import cancellable
 
     watched = runtime.reporting(cancellable(progress, console.is_interrupted))
-    found = inspect_mesh(path, runtime.kernels, on_view=lambda done, of: watched.report("measure", done, of))
+    file, raw = file_facts(path), read_raw(path)
+    progress.begin("check")
+    found = inspect_raw(
+        raw, file, runtime.kernels, on_view=lambda done, of: watched.report("views", done, of)
+    )
     place, quality = found.placement, found.quality
     return {
         "file": found.facts,

@@ -26,7 +26,7 @@ from trellis_core.geometry.connectivity import (
     sides_of_edges,
 )
 from trellis_core.geometry.orientation import consistent_winding, flip_faces
-from trellis_core.geometry.triangles import CHUNK, cross
+from trellis_core.geometry.triangles import CHUNK, face_normals
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import Kernels
 
@@ -170,16 +170,16 @@ def visibility_metrics(
     count = view_count(len(mesh.faces))
     seen = torch.zeros(len(area), dtype=torch.int64, device=piece.device)
     back, hits = 0, 0
+    normals = face_normals(mesh.vertices, mesh.faces)
     texel = 2.1 * float(mesh.vertices[mesh.faces.long().unique()].norm(dim=1).max()) / side
     for number, (direction, points) in enumerate(projections(mesh.vertices, count, side, texel)):
         on_view(number, count)
         rasterize: Any = kernels["rasterize"]
         face, _ = rasterize(points, mesh.faces, side, side)
-        face = face[face >= 0].long()
-        seen += torch.bincount(piece[face], minlength=len(seen))
-        normal = cross(mesh.vertices[mesh.faces[face].long()])
-        back += int(((normal @ direction.to(normal)) > 0).sum())
-        hits += len(face)
+        pixels = torch.bincount(face[face >= 0], minlength=len(mesh.faces))
+        seen.index_add_(0, piece, pixels)
+        back += int(pixels[normals @ direction.to(normals) > 0].sum())
+        hits += int(pixels.sum())
     on_view(count, count)
     expected = area / 4 / max(texel, 1e-30) ** 2 * count  # a convex body shows a quarter of its area
     hidden = (seen < UNSEEN * expected) & (extent > SMALLEST_SEEN * texel)

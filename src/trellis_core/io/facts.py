@@ -145,12 +145,31 @@ def document_facts(
         for number, image in enumerate(document.get("images", ()))
     ]
     facts["meshes"] = len(document.get("meshes", ()))
+    levels = [level_faces(document, node) for node in level_nodes(document)]
+    if levels:
+        facts["levels_of_detail"] = levels
     for name in ("animations", "skins", "cameras"):
         if document.get(name):
             facts[name] = len(document[name])
     if asset.get("extras"):
         facts["extras"] = asset["extras"]
     return facts
+
+
+def level_nodes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Nodes of MSFT_lod, from fine to coarse; none without."""
+    nodes = document.get("nodes", ())
+    for node in nodes:
+        found = node.get("extensions", {}).get("MSFT_lod")
+        if found:
+            return [node, *[nodes[number] for number in found["ids"]]]
+    return []
+
+
+def level_faces(document: Mapping[str, Any], node: Mapping[str, Any]) -> int:
+    primitives = document["meshes"][node["mesh"]]["primitives"] if "mesh" in node else ()
+    accessors = [p.get("indices", p["attributes"]["POSITION"]) for p in primitives]
+    return sum(document["accessors"][number]["count"] for number in accessors) // 3
 
 
 def texture_slots(value: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -23,6 +23,7 @@ from trellis_core.geometry.types import Mesh, QualityReport
 from trellis_core.io.facts import Facts, file_facts
 from trellis_core.io.gltf import from_y_up
 from trellis_core.io.meshes import Y_UP
+from trellis_core.io.scene import open_scene
 from trellis_core.kernels.table import Kernels
 
 TEXTURE_SIDES = (256, 2048)  # pixels at which texture coordinates are drawn to measure them
@@ -107,8 +108,10 @@ def read_raw(path: Path) -> RawMesh:
     import trimesh
 
     try:
-        scene = trimesh.load_scene(path, process=False)
+        scene = open_scene(path, process=False)
         parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except InputError:
+        raise
     except Exception as error:  # trimesh raises whatever its parsers run into
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from trellis_core.errors import InputError
 from trellis_core.geometry.types import Mesh
 from trellis_core.io.gltf import from_y_up
+from trellis_core.io.scene import open_scene
 
 Y_UP = (".glb", ".gltf", ".obj")
 SUFFIXES = (*Y_UP, ".stl", ".ply", ".off", ".3mf")
@@ -45,8 +46,10 @@ def read_mesh(path: str | Path) -> TexturedMesh:
     if not path.is_file():
         raise InputError(f"there is no file `{path}`", hint="check the path")
     try:
-        scene = trimesh.load_scene(path)
+        scene = open_scene(path)
         parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except InputError:
+        raise
     except Exception as error:  # trimesh raises whatever its parsers run into
         raise InputError(
             f"cannot read `{path.name}`: {error}", hint="open and save it again in a 3D program"

@@ -22,6 +22,7 @@ from trellis_core.geometry.normals import crease_normals
 from trellis_core.geometry.types import Mesh
 from trellis_core.io.gltf import from_y_up
 from trellis_core.io.meshes import SUFFIXES, Y_UP
+from trellis_core.io.scene import open_scene
 from trellis_core.training.ingest.surfaces import AlphaMode, SurfaceMaterial, TexturedMesh, to_linear, to_srgb
 
 LONGEST_SIDE = 0.99999  # of the unit cube, so that nothing touches its walls
@@ -95,8 +96,10 @@ def read_parts(path: Path) -> Sequence[Any]:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"unknown mesh format `{path.suffix}`", hint=f"use one of: {', '.join(SUFFIXES)}")
     try:
-        scene = trimesh.load_scene(path)
+        scene = open_scene(path)
         parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except InputError:
+        raise
     except Exception as error:  # trimesh raises whatever its parsers run into
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
