@@ -150,16 +150,18 @@ def drop_crumbs(solid: Mesh, smallest: float, runtime: Runtime) -> Mesh:
 def reduce_solid(solid: Mesh, faces: int, runtime: Runtime) -> Mesh:
     """At most `faces` faces; twice as many, with a warning, where fewer would break the solid."""
     target = faces
-    while target < len(solid.faces):
+    while True:
         runtime.report("simplify", 0, 1)
         fewer = untangle(simplify(solid, target), runtime)
         if fewer is not None and is_solid(fewer):
             runtime.report("simplify", 1, 1)
             return fewer
+        if target >= len(solid.faces):
+            runtime.report("simplify", 1, 1, warning="the solid passes through itself in a few places")
+            return solid
         target *= 2
         text = f"{target // 2} faces would break the solid; trying {target}"
         runtime.report("simplify", 0, 1, warning=text)
-    return solid
 
 
 def untangle(mesh: Mesh, runtime: Runtime) -> Mesh | None:
