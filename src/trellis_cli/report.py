@@ -258,7 +258,13 @@ def advice_of(path: Path, m: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     if broken and has_option("convert", "--repair"):
         better = shlex.quote(f"{path.stem}-repaired.glb")
-        advice.append((f"trellis convert {source} --repair -o {better}", "which closes and cleans it"))
+        advice.append(
+            (f"trellis convert {source} --repair -o {better}", "which closes small holes and cleans up")
+        )
+    if not m.get("watertight", True) and has_option("convert", "--height"):
+        solid = shlex.quote(f"{path.stem}.3mf")
+        command = f"trellis convert {source} --preset print --height 80mm -o {solid}"
+        advice.append((command, "for a watertight solid to print"))
     if m.get("faces", 0) > 1_000_000 and has_option("convert", "--faces"):
         smaller = shlex.quote(f"{path.stem}-small.glb")
         advice.append((f"trellis convert {source} --faces 100000 -o {smaller}", "which makes it lighter"))

@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.solids import cube, scaled, sphere, together, write_glb, write_obj, write_stl
 from trellis_core.errors import InputError
 from trellis_core.geometry.types import Mesh
 from trellis_core.io.facts import file_facts
-from trellis_core.io.inspect import RawMesh, inspect_mesh, inspect_raw
+from trellis_core.io.inspect import RawMesh, inspect_mesh, inspect_raw, read_raw
 from trellis_core.kernels.table import Kernels
 
 KERNELS = Kernels({"rasterize": "warp", "closest_point": "warp"})
@@ -158,3 +160,19 @@ def test_files_without_triangles_are_refused(tmp_path, content):
     (tmp_path / "a.obj").write_bytes(content)
     with pytest.raises(InputError):
         inspect_mesh(tmp_path / "a.obj", KERNELS)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_damaged_glb_is_read_or_refused_and_nothing_else(tmp_path, damage):
+    path = tmp_path / "a.glb"
+    content = bytearray(write_glb(cube(), path).read_bytes())
+    for place, value in damage:
+        content[int(place * len(content))] = value
+    path.write_bytes(content)
+    try:
+        assert read_raw(path).mesh.vertices.shape[1] == 3
+        assert file_facts(path)["unit"] == "m"
+    except InputError as refusal:
+        assert refusal.hint
+    path.unlink()

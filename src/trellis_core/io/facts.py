@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -63,7 +64,7 @@ def file_facts(path: Path) -> Facts:
         )
     try:
         return {"bytes": path.stat().st_size, **reader(path)}
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+    except DAMAGE as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"`{path.name}` is damaged: {said}", hint="export it again, or download it again"
@@ -226,7 +227,7 @@ def picture_facts(data: bytes, kind: str = "") -> Facts:
                 "kind": str(picture.format).lower(),
                 "bytes": len(data),
             }
-    except (UnidentifiedImageError, OSError, ValueError):  # KTX2, or not there
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError):  # KTX2, or not there
         return {"width": None, "height": None, "kind": kind, "bytes": len(data)}
 
 
@@ -318,7 +319,7 @@ def threemf_facts(path: Path) -> Facts:
                 _, root = next(ElementTree.iterparse(file, events=("start",)))
                 unit = UNITS.get(root.get("unit", "millimeter"), root.get("unit"))
             textures = [
-                {"use": [], "name": Path(n).name, **picture_facts(archive.read(n))}
+                {"use": ["color"], "name": Path(n).name, **picture_facts(archive.read(n))}
                 for n in archive.namelist()
                 if n.lower().endswith((".png", ".jpg", ".jpeg"))
             ]
@@ -327,6 +328,10 @@ def threemf_facts(path: Path) -> Facts:
     return {"format": "3MF", "unit": unit, "textures": textures}
 
 
+DAMAGE = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError),
+    *(RecursionError, struct.error, zlib.error),
+)
 READERS: Mapping[str, Callable[[Path], Facts]] = {
     ".glb": glb_facts,
     ".gltf": gltf_facts,
