@@ -15,6 +15,7 @@ from trellis_cli import app
 
 LABEL = 12  # columns
 MOST = 8  # materials that are listed
+REPAIRED = ("boundary_edges", "mixed_edges", "double_shells", "degenerate_faces", "duplicate_faces")
 SCALES: Mapping[str, tuple[tuple[float, str, float], ...]] = {  # unit -> (from, shown as, times)
     "m": ((0.001, "m", 1.0), (0.0, "mm", 1000.0)),
 }
@@ -253,15 +254,13 @@ def advice_of(path: Path, m: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Commands of this program that would help, and what they do."""
     source = quoted(path)
     advice = []
-    broken = not m.get("watertight", True) or any(
-        m.get(name) for name in ("mixed_edges", "double_shells", "degenerate_faces", "duplicate_faces")
-    )
+    broken = any(m.get(name) for name in REPAIRED)
     if broken and has_option("convert", "--repair"):
         better = shlex.quote(f"{path.stem}-repaired.glb")
         advice.append(
             (f"trellis convert {source} --repair -o {better}", "which closes small holes and cleans up")
         )
-    if not m.get("watertight", True) and has_option("convert", "--height"):
+    if m.get("boundary_edges") and has_option("convert", "--height"):
         solid = shlex.quote(f"{path.stem}.3mf")
         command = f"trellis convert {source} --preset print --height 80mm -o {solid}"
         advice.append((command, "for a watertight solid to print"))
