@@ -304,7 +304,14 @@ def bake_maps(
     if settings.ambient:
         from trellis_core.geometry.ambient import RAYS, bake_ambient
 
-        occlusion = bake_ambient(mesh, settings.texture_size, RAYS, runtime)
+        occlusion = bake_ambient(
+            mesh,
+            settings.texture_size,
+            RAYS,
+            runtime,
+            original=original,
+            both_sides=material.double_sided,
+        )
         material = replace(material, occlusion=occlusion.cpu())
     return material
 

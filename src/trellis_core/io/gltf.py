@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_core.errors import UsageError
+from trellis_core.geometry.tangents import vertex_tangents
 from trellis_core.geometry.types import Asset, Material
 from trellis_core.io.draco import encode_draco
 from trellis_core.io.files import write_files
@@ -159,6 +160,10 @@ def add_primitive(document: Document, asset: Asset) -> tuple[dict[str, Any], dic
         attributes["NORMAL"] = to_y_up(mesh.normals)
     if mesh.uvs is not None:
         attributes["TEXCOORD_0"] = mesh.uvs.detach().cpu().float()
+        has_frames = asset.material.normal is not None and mesh.normals is not None
+        if has_frames and not document.settings.draco:  # Draco keeps no tangents
+            tangents = vertex_tangents(mesh.to("cpu"))
+            attributes["TANGENT"] = torch.cat([to_y_up(tangents[:, :3]), tangents[:, 3:]], dim=1)
     elif mesh.colors is not None:
         attributes["COLOR_0"] = linear_colors(mesh.colors)
     if document.settings.draco:
@@ -175,7 +180,7 @@ def add_primitive(document: Document, asset: Asset) -> tuple[dict[str, Any], dic
         if document.settings.quantize:
             array, more, transform_of = quantized(name, values)
             transform |= transform_of
-            if name in ("POSITION", "NORMAL"):
+            if name in ("POSITION", "NORMAL", "TANGENT"):
                 document.require("KHR_mesh_quantization")
         else:
             array, more = values.numpy().astype("<f4"), {"componentType": FLOAT}
@@ -207,9 +212,9 @@ def quantized(name: str, values: Tensor) -> tuple[NDArray[Any], dict[str, Any], 
     if name == "POSITION":
         low, size = array.min(0), max(float((array.max(0) - array.min(0)).max()), 1e-9)
         steps = np.rint((array - low) / size * STEPS).astype("<u2")
-        accessor = {"componentType": UNSIGNED_SHORT, "normalized": True, **bounds(steps)}
-        return steps, accessor, {"translation": low.tolist(), "scale": [size] * 3}
-    if name == "NORMAL":
+        accessor = {"componentType": UNSIGNED_SHORT, **bounds(steps)}
+        return steps, accessor, {"translation": low.tolist(), "scale": [size / STEPS] * 3}
+    if name in ("NORMAL", "TANGENT"):
         return np.rint(array * 127).astype("i1"), {"componentType": BYTE, "normalized": True}, {}
     if name == "COLOR_0":
         return np.rint(array * 255).astype("u1"), {"componentType": UNSIGNED_BYTE, "normalized": True}, {}

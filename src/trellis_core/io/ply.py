@@ -1,4 +1,7 @@
-"""Binary PLY: positions, normals, texture coordinates and a color per vertex; z up, millimeters as STL."""
+"""Binary PLY: positions, normals and a color per vertex; z up, millimeters as STL.
+
+No texture coordinates: they would say nothing without a texture, and hide the colors from some programs.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,6 @@ def write_ply(asset: Asset, path: Path) -> None:
     )
     if mesh.normals is not None:
         columns += zip(("nx", "ny", "nz"), ["f4"] * 3, mesh.normals.unbind(1), strict=True)
-    if mesh.uvs is not None:
-        columns += [("s", "f4", mesh.uvs[:, 0]), ("t", "f4", 1 - mesh.uvs[:, 1])]
     color = vertex_colors(asset)
     if color is not None:
         columns += zip(("red", "green", "blue", "alpha"), ["u1"] * 4, color.unbind(1), strict=True)
