@@ -81,6 +81,16 @@ def test_what_is_missed_or_too_far_is_no_hit(ray_cast):
     assert not weight[1:].any()
 
 
+def test_there_may_be_no_limit(ray_cast):
+    vertices = torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]])
+    faces = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+    start = torch.tensor([[0.2, 0.2, -5000.0], [2.0, 2.0, 0.0]])
+    along = torch.tensor([[0.0, 0, 1], [0, 0, 1]])
+    distance, face, _ = ray_cast(start, along, vertices, faces, float("inf"))
+    assert face.tolist() == [0, -1]
+    assert distance.tolist() == [5001.0, torch.inf]
+
+
 def test_rays_and_meshes_may_be_empty(ray_cast, open_sky):
     vertices, faces = soup(3)
     assert len(ray_cast(torch.zeros(0, 3), torch.zeros(0, 3), vertices, faces, 1.0)[0]) == 0

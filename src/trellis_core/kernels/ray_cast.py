@@ -89,7 +89,7 @@ def first_hits(
         ray = rays[:, None].expand_as(candidates).reshape(-1)
         candidates = candidates.reshape(-1)
         far, weight = hit_triangles(origins[ray], directions[ray], tree.triangles[candidates])
-        ahead = far <= max_distance
+        ahead = torch.isfinite(far) & (far <= max_distance)
         ray, candidates, far, weight = ray[ahead], candidates[ahead], far[ahead], weight[ahead]
         nearest = distance.scatter_reduce(0, ray, far, "amin")
         wins = far == nearest[ray]

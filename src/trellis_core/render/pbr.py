@@ -96,7 +96,7 @@ SHADERS: Mapping[str, Shader] = {
 
 def shade(surface: Surface, buffers: MeshBuffers, camera: Camera, light: Light) -> Tensor:  # float32 [P, 3]
     """Linear radiance towards the camera."""
-    normal = buffers.normal[buffers.mask]
+    normal = buffers.normal[buffers.mask] if surface.normal is None else surface.normal
     view = torch.nn.functional.normalize(camera.eye.to(normal) - buffers.position[buffers.mask], dim=1)
     cosine = (normal * view).sum(1, keepdim=True).clamp(min=1e-3)
     reflected = torch.nn.functional.normalize(2 * cosine * normal - view, dim=1)
@@ -107,7 +107,8 @@ def shade(surface: Surface, buffers: MeshBuffers, camera: Camera, light: Light) 
     specular = light.reflected(reflected @ frame.T, surface.roughness)
     share = reflected_share(reflectance, surface.roughness, cosine)
     diffuse = light.diffuse(normal @ frame.T) * surface.base_color * (1 - surface.metallic) * (1 - share)
-    return diffuse + specular * share
+    arriving = 1.0 if surface.occlusion is None else surface.occlusion
+    return (diffuse + specular * share) * arriving
 
 
 def reflected_share(

@@ -22,6 +22,7 @@ from trellis_core.geometry.types import (
     PBRVoxels,
     VoxelMesh,
 )
+from trellis_core.render.detail import mapped_normals
 from trellis_core.render.mesh import MeshBuffers, interpolate
 
 ROUNDING = 1e-4  # by which texture coordinates may miss [0, 1] without meaning the other side of the texture
@@ -39,8 +40,17 @@ class PaintedMesh:
     owner: Tensor  # int64 [F]  material of each face
 
     def to(self, device: torch.device | str) -> PaintedMesh:
+        def moved(image: Tensor | None) -> Tensor | None:
+            return None if image is None else image.to(device)
+
         materials = tuple(
-            replace(m, base_color=m.base_color.to(device), metallic_roughness=m.metallic_roughness.to(device))
+            replace(
+                m,
+                base_color=m.base_color.to(device),
+                metallic_roughness=m.metallic_roughness.to(device),
+                normal=moved(m.normal),
+                occlusion=moved(m.occlusion),
+            )
             for m in self.materials
         )
         return PaintedMesh(self.mesh.to(device), materials, self.owner.to(device))
@@ -62,6 +72,8 @@ class Surface:
     metallic: Tensor  # float32 [P, 1]
     roughness: Tensor  # float32 [P, 1]
     alpha: Tensor  # float32 [P, 1]
+    normal: Tensor | None = None  # float32 [P, 3]  from a normal map, world space
+    occlusion: Tensor | None = None  # float32 [P, 1]  share of the light from all around that gets there
 
 
 def is_opaque(painted: Painted) -> bool:
@@ -82,7 +94,7 @@ def sample_surface(painted: Painted, buffers: MeshBuffers, opaque: bool) -> Surf
     corners = mesh.faces.to(face.device)[face].long()
     uv = interpolate(mesh.uvs.to(face.device)[corners], buffers.barycentric[buffers.mask])
     if len(painted.materials) == 1:
-        return sample_material(painted.materials[0], uv)
+        return add_maps(sample_material(painted.materials[0], uv), painted, buffers, uv)
     owner = painted.owner.to(face.device)[face]
     rows = torch.zeros(len(face), 6, device=face.device)
     for number in owner.unique().tolist():
@@ -90,6 +102,18 @@ def sample_surface(painted: Painted, buffers: MeshBuffers, opaque: bool) -> Surf
         part = sample_material(painted.materials[number], uv[mine])
         rows[mine] = torch.cat([part.base_color, part.metallic, part.roughness, part.alpha], 1)
     return Surface(rows[:, :3], rows[:, 3:4], rows[:, 4:5], rows[:, 5:])
+
+
+def add_maps(surface: Surface, painted: PaintedMesh, buffers: MeshBuffers, uv: Tensor) -> Surface:
+    """The surface with what the normal map and the occlusion of the only material say."""
+    (material,) = painted.materials
+    if material.occlusion is not None:
+        image = material.occlusion[..., None].to(uv.device)
+        surface = replace(surface, occlusion=sample_texture(image, uv, color_channels=0))
+    if material.normal is not None and painted.mesh.normals is not None:
+        texel = sample_texture(material.normal.to(uv.device), uv, color_channels=0)
+        surface = replace(surface, normal=mapped_normals(painted.mesh, buffers, texel))
+    return surface
 
 
 def sample_material(material: Material, uv: Tensor) -> Surface:  # float32 [P, 2]
