@@ -285,18 +285,17 @@ def assemble(
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.unclear > 0
     runtime.report("check", 1, 1)
     material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
-    if part.original is not None:
-        material = bake_maps(part.mesh, part.original, material, settings, runtime)
+    material = bake_maps(part.mesh, part.original, material, settings, runtime)
     extras = {**extras, "export": asdict(settings)}
     size = unit_mm(part.mesh, settings.height_mm)
     return Asset(part.mesh, material, report, extras, dict(writers), size)
 
 
 def bake_maps(
-    mesh: Mesh, original: Mesh, material: Material, settings: ExportSettings, runtime: Runtime
+    mesh: Mesh, original: Mesh | None, material: Material, settings: ExportSettings, runtime: Runtime
 ) -> Material:
     """The material with the maps that the settings ask for."""
-    if settings.normal_map:
+    if settings.normal_map and original is not None:  # a mesh that was not simplified has nothing to show
         from trellis_core.geometry.normal_map import bake_normal_map
 
         normal = bake_normal_map(mesh, original, settings.texture_size, runtime)
