@@ -34,6 +34,7 @@ UNITS = {
     ".3mf": 1.0,
 }  # millimeters per unit, by their standards
 ENGINE = ("faces", "normal_map", "ambient")  # settings that make a new mesh or new texture coordinates
+HOLE = 256  # perimeter of holes that a repair closes, in 256ths of the longest side; rims of bowls are longer
 LARGEST_TEXTURE = 4096  # that is taken over from a source unasked
 
 Repair = Annotated[
@@ -177,7 +178,8 @@ def make(
             return
         if not anew:
             console.note(f"its {materials} materials are painted into one texture")
-        wanted = [each for levels in order.all_settings(suited(source)) for each in levels]
+        keep = suited(source) | ({"fill_holes_voxels": HOLE} if repair else {})
+        wanted = [each for levels in order.all_settings(keep) for each in levels]
         made = convert_mesh(source, wanted, repair=repair, runtime=runtime, extras=extras, unit=unit)
         delivery.write_all(console, runtime, made, order)
 
