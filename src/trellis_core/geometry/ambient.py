@@ -1,8 +1,9 @@
 """Ambient occlusion: how much of the sky each texel of a mesh sees.
 
 Rays into the hemisphere, more of them near its top (cosine-weighted), so that the share that escapes is the
-share of even light that arrives. The four texels of a square cast a quarter of the rays each, and the texture
-is smoothed so that every texel counts all of them. Letters: S texture side, Q texels, K rays.
+share of even light that arrives. Neighbouring texels share their rays: each casts an eighth of them, no two
+alike, and the texture is smoothed so that every texel counts about as many as were asked for.
+Letters: S texture side, Q texels, K rays.
 """
 
 from __future__ import annotations
@@ -23,12 +24,9 @@ from trellis_core.runtime import Runtime
 
 RAYS = 64
 LIFT = 5e-4  # of the object's diagonal: rays start this far above the surface
-SHARED = 4  # texels among which the rays are divided
-TENT = (
-    0.25,
-    0.5,
-    0.25,
-)  # gives the four kinds of texels equal weight; charts are farther apart than it reaches
+SHARED = 8  # texels among which rays are divided: as many as the tent averages, by weight
+TENT = (0.25, 0.5, 0.25)  # over three texels: narrower than the gaps between charts
+KINDS = 4  # the texels of a square send their rays to different heights
 
 
 def bake_ambient(
@@ -53,7 +51,8 @@ def bake_ambient(
     texels = cover_texels(mesh, texture_size, kernels)
     scene = original if original is not None else mesh
     lift = LIFT * float((scene.vertices.amax(0) - scene.vertices.amin(0)).norm())
-    pattern = cosine_directions(rays).to(mesh.vertices.device)
+    count = max(1, rays // SHARED)
+    patterns = [cosine_directions(count, (kind + 0.5) / KINDS).to(runtime.device) for kind in range(KINDS)]
     normals = face_normals(mesh.vertices, mesh.faces)
     reach = 0.0 if original is None else search_reach(texels.position, original, kernels)
     shares, done = [], 0
@@ -61,38 +60,41 @@ def bake_ambient(
         runtime.report("ambient", done, len(texels.index))
         point, normal = part.position, normals[part.face]
         if original is not None:
-            found, weight = find_surface(point, normal, original, reach, kernels)
+            found, weight = find_surface(point, normal, original, reach, kernels, either_side=both_sides)
             there, steep = surface_points(original, found, weight)
+            steep = torch.where((steep * normal).sum(1, keepdim=True) < 0, -steep, steep)
             point = torch.where((found >= 0)[:, None], there, point)
             normal = torch.where((found >= 0)[:, None], steep, normal)
         turn = scattered_turns(part.index, texture_size)
-        quarter = part.index % texture_size % 2 * 2 + part.index // texture_size % 2
-        share = torch.zeros(len(point), device=point.device)
-        for kind in range(SHARED):
-            some = torch.nonzero(quarter == kind).reshape(-1)
-            directions = pattern[kind::SHARED] if rays >= SHARED else pattern
-            for side in (normal[some], -normal[some])[: 1 + both_sides]:
+        kinds = part.index % texture_size % 2 * 2 + part.index // texture_size % 2
+        seen = torch.zeros(1 + both_sides, len(point), device=point.device)
+        for kind, pattern in enumerate(patterns):
+            some = torch.nonzero(kinds == kind).reshape(-1)
+            for row, side in zip(seen, (normal[some], -normal[some]), strict=False):
                 start = point[some] + lift * side
-                seen = open_sky(start, side, turn[some], scene.vertices, scene.faces, directions, math.inf)
-                share[some] = torch.maximum(share[some], seen)
-        shares.append(share)
+                row[some] = open_sky(start, side, turn[some], scene.vertices, scene.faces, pattern, math.inf)
+        shares.append(seen)
         done += len(point)
     if not shares:
         return torch.full((texture_size,) * 2, 255, dtype=torch.uint8, device=mesh.vertices.device)
-    share = smooth(torch.cat(shares), texels.index, texture_size)
+    sides = [smooth(side, texels.index, texture_size) for side in torch.cat(shares, 1)]
+    share = torch.stack(sides).amax(0)
     values = (share * 255).round().to(torch.uint8)
     runtime.report("ambient", done, done)
     return paint_texture(values[:, None], texels.index, texture_size)[..., 0]
 
 
-def cosine_directions(count: int) -> Tensor:  # float32 [K, 3]
-    """Unit vectors around z with density cos / pi: Hammersley points on the disk, lifted."""
+def cosine_directions(count: int, height: float = 0.5) -> Tensor:  # float32 [K, 3]
+    """Unit vectors around z with density cos / pi: Hammersley points on the disk, lifted.
+
+    Each has a ring of the disk to itself; `height` in [0, 1] is its place across the ring.
+    """
     index = torch.arange(count)
     inverse, digits, scale = torch.zeros(count), index.clone(), 0.5
     while bool(digits.any()):
         inverse += scale * (digits % 2)
         digits, scale = digits // 2, scale / 2
-    square = (index + 0.5) / count
+    square = (index + height) / count
     angle = 2 * math.pi * inverse
     radius = square.sqrt()
     return torch.stack([radius * angle.cos(), radius * angle.sin(), (1 - square).sqrt()], 1)

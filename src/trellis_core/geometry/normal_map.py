@@ -86,17 +86,19 @@ def find_surface(
     original: Mesh,
     reach: float,
     kernels: Kernels,
+    either_side: bool = False,
 ) -> tuple[Tensor, Tensor]:  # int64 [Q] -1 where none, float32 [Q, 3] barycentric
     """The nearest face of the original along the normal, in front or behind, else the closest one around.
 
-    Only faces that look the same way as the normal count.
+    Only faces that look the same way as the normal count, with `either_side` also the opposite way.
     """
     ray_cast: Any = kernels["ray_cast"]
     closest_point: Any = kernels["closest_point"]
     target = face_normals(original.vertices, original.faces)
 
     def agrees(face: Tensor) -> Tensor:
-        return (face >= 0) & ((target[face.clamp_min(0)] * normals).sum(1) > AGREE)
+        cosine = (target[face.clamp_min(0)] * normals).sum(1)
+        return (face >= 0) & ((cosine.abs() if either_side else cosine) > AGREE)
 
     best = torch.full((len(points),), torch.inf, device=points.device)
     found = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
