@@ -223,8 +223,11 @@ def test_a_hole_is_closed_by_repair(run, cube):
     assert part_of(cube / "closed.stl").is_watertight
 
 
-def test_a_print_is_one_closed_solid_of_the_height(run, cube):
-    few = ("--faces", 1_000_000, "--wall", "2mm")  # all it has
+def test_a_print_is_one_closed_solid_of_the_height(run, cube, monkeypatch):
+    monkeypatch.setattr(
+        "trellis_core.geometry.print.DETAIL", 24
+    )  # voxels over the height: seconds, not minutes
+    few = ("--faces", 1_000_000, "--wall", "2mm")
     made = run("convert", "bare.stl", "-o", "p.stl", "--preset", "print", "--height", "15mm", *few)
     assert made.code == 0, made.err
     part = part_of(cube / "p.stl")
