@@ -41,6 +41,7 @@ from trellis_core.runtime import Runtime
 
 AlphaMode = Literal["opaque", "mask", "blend", "auto"]
 
+FINE = 100_000  # faces: what is cleaned is not clustered for less, as normal maps are baked from it, too
 LARGEST_CLUSTER = 3  # cells of 2 ** 3 voxels
 CLUSTER_TOLERANCE, COARSE_TOLERANCE = 0.05, 0.15  # voxels
 WELD = 1e-3  # voxels
@@ -161,7 +162,8 @@ def prepare_meshes(
         same = what_cleaning_needs(settings)
         if same not in cleaned:
             runtime.report("clean", 0, 4)
-            cleaned[same] = clean(raw, voxels, settings, runtime)
+            fine = replace(settings, faces=max(settings.faces, FINE))
+            cleaned[same] = clean(raw, voxels, fine, runtime)
         original, around, unclear = cleaned[same]
         if settings.solid:
             mesh = unwrap_mesh(make_solid(original, settings, runtime), settings, voxel, runtime)
