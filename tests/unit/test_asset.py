@@ -154,7 +154,14 @@ def test_every_preset_is_a_valid_setting(path):
 
 
 def test_presets_are_the_promised_ones():
-    assert {path.stem for path in PRESETS.glob("*.json")} == {"max", "web", "game", "mobile", "lowpoly", "print"}
+    assert {path.stem for path in PRESETS.glob("*.json")} == {
+        "max",
+        "web",
+        "game",
+        "mobile",
+        "lowpoly",
+        "print",
+    }
 
 
 def test_alpha_is_opaque_unless_the_object_is_really_see_through():
