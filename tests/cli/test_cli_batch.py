@@ -235,7 +235,7 @@ def failing(monkeypatch, method: str, error: Exception, times: tuple[int, ...]) 
         right = getattr(engine, method)
 
         def wrong(*given: Any, **more: Any) -> Any:
-            asked.append(given[1].faces if method == "export" else more.get("pipeline_type"))
+            asked.append(given[1][0].faces if method == "export_all" else more.get("pipeline_type"))
             if len(asked) in times:
                 raise error
             return right(*given, **more)
@@ -264,7 +264,7 @@ def test_out_of_memory_while_sampling_goes_on_with_a_smaller_grid_for_that_one(b
 def test_out_of_memory_in_the_export_goes_on_with_fewer_faces_and_does_not_sample_again(
     batch, pictures, monkeypatch
 ):
-    asked = failing(monkeypatch, "export", RuntimeError("DefaultCPUAllocator: can't allocate memory"), (1,))
+    asked = failing(monkeypatch, "export_all", RuntimeError("DefaultCPUAllocator: can't allocate memory"), (1,))
     monkeypatch.setattr(maker, "FEWEST_FACES", 100)
     said = batch("pictures/a.png", "--json-events")
     assert said.code == 0, said.err
