@@ -264,7 +264,9 @@ def test_out_of_memory_while_sampling_goes_on_with_a_smaller_grid_for_that_one(b
 def test_out_of_memory_in_the_export_goes_on_with_fewer_faces_and_does_not_sample_again(
     batch, pictures, monkeypatch
 ):
-    asked = failing(monkeypatch, "export_all", RuntimeError("DefaultCPUAllocator: can't allocate memory"), (1,))
+    asked = failing(
+        monkeypatch, "export_all", RuntimeError("DefaultCPUAllocator: can't allocate memory"), (1,)
+    )
     monkeypatch.setattr(maker, "FEWEST_FACES", 100)
     said = batch("pictures/a.png", "--json-events")
     assert said.code == 0, said.err
