@@ -49,11 +49,6 @@ def decode_fields(decoder: SLatRadianceFieldDecoder, latent: SparseTensor) -> li
     return read_fields(decoder, decoder(latent))
 
 
-def decode_meshes(decoder: SLatMeshDecoder, latent: SparseTensor) -> list[CubeMesh]:
-    """Raw latents to one mesh per sample."""
-    return read_meshes(decoder, decoder(latent))
-
-
 def read_gaussians(decoder: SLatGaussianDecoder, decoded: SparseTensor) -> list[Gaussians]:
     """What the numbers of a decoder mean, one value per sample."""
     return gaussians(decoded, decoder.layout, decoder.offset_perturbation, decoder.resolution)

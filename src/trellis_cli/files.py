@@ -147,10 +147,6 @@ def bytes_of(path: Path) -> int:
     return path.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())
 
 
-def size_of(path: Path) -> str:
-    return shown_size(path.stat().st_size)
-
-
 def shown_size(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
