@@ -115,6 +115,24 @@ def first_of_each(
     return first
 
 
+def sum_by(
+    values: Tensor,  # float [N, ...]
+    owner: Tensor,  # int64 [N]  in 0 .. count-1
+    count: int,
+) -> Tensor:  # float [count, ...]
+    """Sum of the values of each owner, the same to the last bit every time.
+
+    Atomic additions on a GPU come in any order, so there the values are sorted and summed in segments.
+    """
+    if values.device.type == "cpu":
+        return torch.zeros(count, *values.shape[1:], dtype=values.dtype, device=values.device).index_add_(
+            0, owner, values
+        )
+    lengths = torch.bincount(owner, minlength=count)
+    ordered = values[torch.argsort(owner, stable=True)]
+    return torch.segment_reduce(ordered, "sum", lengths=lengths, axis=0, initial=0)
+
+
 def number_labels(labels: Tensor) -> tuple[Tensor, int]:
     """Renumber labels to 0 .. n-1 in ascending order; returns (numbers, n)."""
     unique, numbers = torch.unique(labels, return_inverse=True)
