@@ -52,6 +52,7 @@ FLAT_HOLE = 3.0  # times the hole limit, for holes within
 FLATNESS = 0.5  # voxels of a plane
 LAYER_GAP = 0.02  # voxels
 FLIP_SHIFT = 0.02  # voxels
+CLAY = (184, 184, 184, 255), (0, 153, 0)  # of what has no colors: base color, and rough 0.6
 SEE_THROUGH = 0.5  # alpha below which a voxel does not hide what is behind it
 
 
@@ -61,6 +62,7 @@ class ExportSettings:
 
     faces: int = 100_000  # at most
     texture_size: int = 2048  # texels per side
+    textured: bool = True  # False: for files that hold nothing but a shape
 
     fill_holes_voxels: float = 12  # close holes with a smaller perimeter; 0 closes none
     keep_interior: bool = False  # keep pieces that cannot be reached from outside
@@ -135,17 +137,15 @@ def build_assets(
 
     for number, part in prepare_meshes(raw, voxels, wanted, runtime):
         settings = wanted[number]
-        finished = finish_asset(
-            part.mesh, part.original, voxels, settings, runtime, part.unclear, extras or {}, writers or {}
-        )
-        yield number, finished
+        baked = bake_original(part, voxels, settings, runtime) if settings.textured else None
+        yield number, assemble(part, baked, settings, runtime, extras or {}, writers or {})
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A mesh that is ready to be baked."""
 
-    mesh: Mesh  # with uvs and normals
+    mesh: Mesh  # with normals, and uvs when it gets a texture
     original: Mesh | None  # before it was simplified, where there was more
     unclear: float  # share of the area whose orientation is not known
 
@@ -166,12 +166,12 @@ def prepare_meshes(
             cleaned[same] = clean(raw, voxels, fine, runtime)
         original, around, unclear = cleaned[same]
         if settings.solid:
-            mesh = unwrap_mesh(make_solid(original, settings, runtime), settings, voxel, runtime)
+            mesh = finish_mesh(make_solid(original, settings, runtime), settings, voxel, runtime)
             yield number, Prepared(mesh, original, 0.0)
             continue
         mesh = reduced[same] = reduce_faces(reduced.get(same, original), settings, voxel, runtime)
         mesh, _ = orient_outward(mesh, around)
-        yield number, Prepared(unwrap_mesh(mesh, settings, voxel, runtime), original, unclear)
+        yield number, Prepared(finish_mesh(mesh, settings, voxel, runtime), original, unclear)
 
 
 def make_solid(mesh: Mesh, settings: ExportSettings, runtime: Runtime) -> Mesh:
@@ -221,7 +221,22 @@ def texture_mesh(
         mesh = unwrap_mesh(welded, settings, voxel, runtime)
     elif mesh.normals is None:
         mesh = replace(mesh, normals=vertex_normals(mesh.vertices, mesh.faces))
-    return finish_asset(mesh, None, voxels, settings, runtime, 1.0, extras or {}, writers or {})
+    part = Prepared(mesh, None, 1.0)
+    baked = bake_original(part, voxels, settings, runtime)
+    return assemble(part, baked, settings, runtime, extras or {}, writers or {})
+
+
+def finish_mesh(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Runtime) -> Mesh:
+    """Add normals, and texture coordinates where the settings ask for a texture."""
+    return unwrap_mesh(mesh, settings, voxel, runtime) if settings.textured else shade_mesh(mesh, settings)
+
+
+def shade_mesh(mesh: Mesh, settings: ExportSettings) -> Mesh:
+    """Add normals, smooth but for creases; a corner is a vertex of its own where its normal differs."""
+    group, normals = crease_normals(mesh, settings.crease_angle)
+    key, faces = torch.unique(mesh.faces.long() * len(normals) + group, return_inverse=True)
+    vertex, group = key // len(normals), key % len(normals)
+    return Mesh(mesh.vertices[vertex], faces.to(torch.int32), normals=normals[group])
 
 
 def unwrap_mesh(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Runtime) -> Mesh:
@@ -237,60 +252,62 @@ def unwrap_mesh(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Run
     return Mesh(mesh.vertices[vertex], faces.to(torch.int32), mesh.uvs[vertex], normals[group])
 
 
-def finish_asset(
-    mesh: Mesh,
-    original: Mesh | None,
-    voxels: PBRVoxels,
-    settings: ExportSettings,
-    runtime: Runtime,
-    unclear: float,
-    extras: Mapping[str, Any],
-    writers: Mapping[str, Callable[[Asset, Path], None]],
-) -> Asset:
-    """Bake, check, and put everything together."""
+def bake_original(part: Prepared, voxels: PBRVoxels, settings: ExportSettings, runtime: Runtime) -> Baked:
+    """The material of the voxels, on the texture of a mesh; on the runtime's device."""
     runtime.report("bake", 0, 4)
     device = runtime.device
-    baked = bake_texture(
-        mesh.to(device),
+    return bake_texture(
+        part.mesh.to(device),
         PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution),
         settings.texture_size,
-        original=None if original is None else original.to(device),
+        original=None if part.original is None else part.original.to(device),
         mode=settings.bake,
         kernels=runtime.kernels,
         on_step=lambda step, steps: runtime.report("bake", step, steps),
     )
-    prepared = Prepared(mesh, original, unclear)
-    return assemble(prepared, baked, settings, runtime, extras, writers)
 
 
 def assemble(
     part: Prepared,
-    baked: Baked,
+    baked: Baked | None,  # None: it gets no texture
     settings: ExportSettings,
     runtime: Runtime,
     extras: Mapping[str, Any],
     writers: Mapping[str, Callable[[Asset, Path], None]],
 ) -> Asset:
-    """Check a baked mesh, and put everything together."""
-    base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
-    alpha_mode = choose_alpha(baked.attrs[:, ALPHA], settings.alpha)
-    if alpha_mode == "OPAQUE":
-        base_color[..., 3] = 255
+    """Check a mesh, baked or not, and put everything together."""
+    material = clay() if baked is None else to_material(baked, settings)
     runtime.report("check", 0, 1)
     report = check_mesh(
         part.mesh,
         kernels=runtime.kernels,
         texture_size=min(settings.texture_size, 1024),
-        unsupported_texels=baked.unsupported,
+        unsupported_texels=0.0 if baked is None else baked.unsupported,
     )
     report = replace(report, metrics={**report.metrics, "unclear_orientation": part.unclear})
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.unclear > 0
     runtime.report("check", 1, 1)
-    material = Material(base_color, metallic_roughness, alpha_mode, double_sided=double_sided)
-    material = bake_maps(part.mesh, part.original, material, settings, runtime)
+    material = replace(material, double_sided=double_sided)
+    if baked is not None:
+        material = bake_maps(part.mesh, part.original, material, settings, runtime)
     extras = {**extras, "export": asdict(settings)}
     size = unit_mm(part.mesh, settings.height_mm)
     return Asset(part.mesh, material, report, extras, dict(writers), size)
+
+
+def to_material(baked: Baked, settings: ExportSettings) -> Material:
+    """The images of a baked mesh."""
+    base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
+    alpha_mode = choose_alpha(baked.attrs[:, ALPHA], settings.alpha)
+    if alpha_mode == "OPAQUE":
+        base_color[..., 3] = 255
+    return Material(base_color, metallic_roughness, alpha_mode)
+
+
+def clay(size: int = 1) -> Material:
+    """What a mesh without a texture is made of."""
+    color, surface = (torch.tensor(value, dtype=torch.uint8).expand(size, size, -1) for value in CLAY)
+    return Material(color.clone(), surface.clone())
 
 
 def bake_maps(

@@ -105,8 +105,11 @@ def build_viewed_assets(
     fallback = None if colors is None else known
     for number, part in prepare_meshes(raw, known, wanted, runtime):
         settings = wanted[number]
-        baked = bake_views(
-            part.mesh, appearance, settings.texture_size, runtime, fallback=fallback, settings=views
+        size = settings.texture_size
+        baked = (
+            bake_views(part.mesh, appearance, size, runtime, fallback=fallback, settings=views)
+            if settings.textured
+            else None
         )
         yield number, assemble(part, baked, settings, runtime, extras or {}, writers or {})
 

@@ -20,16 +20,17 @@ from trellis_core.errors import InputError
 from trellis_core.geometry.asset import (
     ExportSettings,
     bake_maps,
+    clay,
     clean,
     make_solid,
     reduce_faces,
+    shade_mesh,
     unit_mm,
     unwrap_mesh,
 )
 from trellis_core.geometry.bake import Texels, cover_texels, to_bytes, to_images
 from trellis_core.geometry.cleanup import remove_broken_faces, weld_vertices
 from trellis_core.geometry.infill import paint_texture
-from trellis_core.geometry.normals import crease_normals
 from trellis_core.geometry.quality import check_mesh
 from trellis_core.geometry.triangles import face_normals
 from trellis_core.geometry.types import Asset, Material, Mesh
@@ -39,7 +40,6 @@ from trellis_core.runtime import Runtime
 
 GRID = 256  # voxels across, by which tolerances of repair are measured
 WELD = 1e-6  # of the longest side
-CLAY = (184, 184, 184, 255), (0, 153, 0)  # what says nothing about itself: base color, and rough 0.6
 FAR = 0.1  # of the longest side that a texel may lie off the original
 SIDES = (0.05, 0.5)  # cosine to the original's normal: least, and what is sure
 CHUNK = 1 << 18
@@ -132,10 +132,9 @@ def paint(
 ) -> Asset:
     """Unwrap a mesh, and look its texture up on the source."""
     size = settings.texture_size
-    if isinstance(source, Mesh) and not (settings.normal_map or settings.ambient):
-        group, normals = crease_normals(shape, settings.crease_angle)
-        corners = Mesh(shape.vertices, shape.faces)
-        mesh, material = with_normals(corners, group, normals), clay()
+    bare = isinstance(source, Mesh) and not (settings.normal_map or settings.ambient)
+    if bare or not settings.textured:
+        mesh, material = shade_mesh(shape, settings), clay()
     else:
         mesh = unwrap_mesh(shape, settings, 1.0 / GRID, runtime)
         material = clay(size) if isinstance(source, Mesh) else bake_source(mesh, source, size, runtime)
@@ -264,19 +263,6 @@ def share_corners(mesh: Mesh) -> Mesh:
     faces = owner[mesh.faces.long()].to(torch.int32)
     shared = Mesh(mesh.vertices[first], faces, take(mesh.uvs), take(mesh.normals), take(mesh.colors))
     return shared
-
-
-def with_normals(mesh: Mesh, group: Tensor, normals: Tensor) -> Mesh:
-    """One vertex for each pair of a vertex and a normal; `group` is the normal of each corner [F, 3]."""
-    key, faces = torch.unique(mesh.faces.long() * len(normals) + group, return_inverse=True)
-    return Mesh(
-        mesh.vertices[key // len(normals)], faces.to(torch.int32), normals=normals[key % len(normals)]
-    )
-
-
-def clay(size: int = 1) -> Material:
-    color, surface = (torch.tensor(value, dtype=torch.uint8).expand(size, size, -1) for value in CLAY)
-    return Material(color.clone(), surface.clone())
 
 
 def resized(material: Material, size: int) -> Material:
