@@ -22,6 +22,7 @@ from trellis_core.geometry.connectivity import (
     partner_sides,
     row_keys,
     side_ends,
+    sum_by,
 )
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh
@@ -99,7 +100,7 @@ def component_sizes(mesh: Mesh, component: Tensor) -> tuple[Tensor, Tensor]:
     """Area and longest bounding-box side of each component; `component` int64 [F] numbered from 0."""
     count = int(component.max()) + 1 if len(component) else 0
     areas = face_areas(mesh.vertices.double(), mesh.faces)
-    area = torch.zeros(count, dtype=torch.float64, device=areas.device).index_add_(0, component, areas)
+    area = sum_by(areas, component, count)
     corners = mesh.vertices[mesh.faces.long()]
     index = component[:, None].expand(-1, 3)
     low = torch.full((count, 3), torch.inf, device=corners.device)
@@ -163,7 +164,8 @@ def pair_crowded_edges(mesh: Mesh, edges: Edges, partner: Tensor) -> Tensor:
     )
     for side, edge, begin, normal in rows:
         at_edge.setdefault(edge, []).append((side, begin, normal))
-    partner = partner.clone().reshape(-1)
+    one: list[int] = []
+    other: list[int] = []
     for sides in at_edge.values():
         options = sorted(
             (-sum(x * y for x, y in zip(n0, n1, strict=True)), s0, s1)
@@ -175,7 +177,11 @@ def pair_crowded_edges(mesh: Mesh, edges: Edges, partner: Tensor) -> Tensor:
         for _, s0, s1 in options:
             if s0 not in taken and s1 not in taken:
                 taken.update((s0, s1))
-                partner[s0], partner[s1] = s1, s0
+                one.append(s0)
+                other.append(s1)
+    partner = partner.clone().reshape(-1)
+    first, second = torch.tensor([one, other], dtype=torch.int64, device=partner.device)
+    partner[first], partner[second] = second, first
     return partner.reshape(-1, 3)
 
 
@@ -213,9 +219,9 @@ def straighten_slivers(mesh: Mesh, max_aspect: float = 100.0, rounds: int = 3) -
 
 
 def _straighten_once(mesh: Mesh, bad: Tensor) -> Mesh | None:
-    vertices, faces = mesh.vertices.double(), mesh.faces.long().clone()
     # Only the bad faces and what touches them are looked at, as plain Python: there are few.
-    near_vertex = torch.zeros(len(vertices), dtype=torch.bool)
+    vertices, faces, bad = mesh.vertices.double().cpu(), mesh.faces.long().cpu().clone(), bad.cpu()
+    near_vertex = torch.zeros(len(vertices), dtype=torch.bool, device=vertices.device)
     near_vertex[faces[bad].reshape(-1)] = True
     around: dict[int, set[int]] = {}
     for face in torch.nonzero(near_vertex[faces].any(1)).reshape(-1).tolist():
@@ -245,17 +251,18 @@ def _straighten_once(mesh: Mesh, bad: Tensor) -> Mesh | None:
         if around.get(d, set()) & around[c]:  # the new side would be a second edge between c and d
             continue
         before = torch.stack([faces[face], faces[other[0]]])
-        after = torch.tensor([[a, d, c], [d, b, c]])
+        after = torch.tensor([[a, d, c], [d, b, c]], device=faces.device)
         if bool(aspect_ratios(vertices, after).max() < aspect_ratios(vertices, before).max()):
             faces[face], faces[other[0]] = after[0], after[1]
             locked |= {face, other[0]}.union(*(around.get(x, set()) for x in (a, b, c, d)))
             flips += 1
     if not target and not flips:
         return None
-    labels = torch.arange(len(vertices))
+    labels = torch.arange(len(vertices), device=vertices.device)
     for vertex, into in target.items():
         labels[vertex] = into
-    return merge_vertices(replace(mesh, faces=faces.to(torch.int32)), labels)
+    device = mesh.vertices.device
+    return merge_vertices(replace(mesh, faces=faces.to(device, torch.int32)), labels.to(device))
 
 
 def _may_collapse(faces: Tensor, around: dict[int, set[int]], u: int, v: int) -> bool:
@@ -278,6 +285,6 @@ def smooth(mesh: Mesh, iterations: int, forward: float = 0.5, backward: float = 
     degree = torch.bincount(pairs[:, 0], minlength=len(mesh.vertices)).clamp_min(1)[:, None]
     points = mesh.vertices.double()
     for factor in (forward, backward) * iterations:
-        mean = torch.zeros_like(points).index_add_(0, pairs[:, 0], points[pairs[:, 1]]) / degree
+        mean = sum_by(points[pairs[:, 1]], pairs[:, 0], len(points)) / degree
         points = torch.where(degree > 1, points + factor * (mean - points), points)
     return replace(mesh, vertices=points.float())

@@ -15,15 +15,21 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.cleanup import drop_unused_vertices
-from trellis_core.geometry.connectivity import Edges, connected_components, edges_of, sides_of_edges
+from trellis_core.geometry.connectivity import (
+    Edges,
+    connected_components,
+    edges_of,
+    sides_of_edges,
+    sum_by,
+)
 from trellis_core.geometry.types import Mesh
 
-SLAB_VERTICES = 100_000  # about as many are worked on at a time
+SLAB_VERTICES = 100_000  # about as many are worked on at a time: they stay in the caches
+GPU_SLABS = 20  # times as many on a GPU, which takes as long for few as for many
 PULL = 1e-2  # towards the centroid, as a share of the area: keeps the vertex of a flat group in its middle
 REACH = 0.65  # of a cell: how far the vertex may be from the centroid
 TURN = 0.3  # cosine; a face that turns by more undoes the groups at its corners
 CHUNK = 1 << 18  # faces at a time
-UPPER = torch.triu_indices(3, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,8 @@ def cluster_vertices(
     faces = mesh.faces
     first = first_slabs(faces, slab_of)
     count = int(slab_of.max()) + 1 if len(slab_of) else 0
-    number = torch.full((len(points),), -1)
-    used = torch.zeros(len(points), dtype=torch.bool)
+    number = torch.full((len(points),), -1, device=points.device)
+    used = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     pending, done = faces[:0], []
     vertices = mesh.vertices.clone()
     for slab in range(count):
@@ -73,9 +79,9 @@ def cluster_vertices(
         used[near.long().reshape(-1)] = True
         ids = torch.nonzero(used).reshape(-1)
         used[ids] = False
-        number[ids] = torch.arange(len(ids))
+        number[ids] = torch.arange(len(ids), device=ids.device)
         block = open_block(points[ids], number[near.long()], slab_of[ids] != slab)
-        kept = torch.arange(len(ids))
+        kept = torch.arange(len(ids), device=ids.device)
         for level in range(1, levels + 1):
             block, survivors = merge_cells(block, 2**level, tolerance)
             kept = kept[survivors]
@@ -90,12 +96,13 @@ def cluster_vertices(
 
 
 def cut_slabs(column: Tensor) -> Tensor:
-    """Slab of each vertex, int64 [V]: whole columns of cells, enough of them for `SLAB_VERTICES`."""
+    """Slab of each vertex, int64 [V]: whole columns of cells."""
     if len(column) == 0:
         return column
     column = column - column.min()
     before = torch.bincount(column).cumsum(0)
-    return (before // SLAB_VERTICES)[column]
+    most = SLAB_VERTICES * (1 if column.device.type == "cpu" else GPU_SLABS)
+    return (before // most)[column]
 
 
 def first_slabs(faces: Tensor, slab_of: Tensor) -> Tensor:
@@ -114,13 +121,17 @@ def open_block(points: Tensor, faces: Tensor, fixed: Tensor) -> Block:
     length = vector.norm(dim=1, keepdim=True)
     normal = vector / length.clamp_min(1e-30)
     # a third of the area to each corner; relative to a corner, the plane has no other terms
-    matrix = normal[:, UPPER[0]] * normal[:, UPPER[1]] * (length / 6)
-    total = torch.zeros(len(points), 6, dtype=torch.float64)
-    for corner in faces.unbind(1):
-        total.index_add_(0, corner, matrix)
+    matrix = outer(normal) * (length / 6)
+    total = sum_by(matrix.repeat(3, 1), faces.T.reshape(-1), len(points))
     return Block(
-        points, faces, fixed, Quadrics(total, torch.zeros_like(points), torch.zeros(len(points)).double())
+        points, faces, fixed, Quadrics(total, torch.zeros_like(points), points.new_zeros(len(points)))
     )
+
+
+def outer(vector: Tensor) -> Tensor:
+    """Upper triangles of the products of vectors [N, 3] with themselves, [N, 6]."""
+    x, y, z = vector.unbind(1)
+    return torch.stack([x * x, x * y, x * z, y * y, y * z, z * z], 1)
 
 
 def merge_cells(block: Block, cell: int, tolerance: float) -> tuple[Block, Tensor]:
@@ -134,17 +145,16 @@ def merge_cells(block: Block, cell: int, tolerance: float) -> tuple[Block, Tenso
     label = connected_components(ends[inner], len(block.points))
     points, quadrics, fits = group_optimum(block, label, cell, tolerance)
     fits &= is_disk(label, ends[inner], block.faces)
-    label = torch.where(fits[label], label, torch.arange(len(label)))
+    label = torch.where(fits[label], label, torch.arange(len(label), device=label.device))
     label = undo_damage(block, label, points)
 
     faces = label[block.faces]
     faces = faces[is_proper(faces)]
     merged = torch.bincount(label, minlength=len(label)) > 1
-    used = torch.zeros(len(label), dtype=torch.bool)
+    used = torch.zeros_like(merged)
     used[faces.reshape(-1)] = True
     survivors = torch.nonzero(used).reshape(-1)
-    number = torch.full((len(label),), -1)
-    number[survivors] = torch.arange(len(survivors))
+    number = torch.cumsum(used, 0) - 1
     choose = merged[survivors]
 
     def pick(old: Tensor, new: Tensor) -> Tensor:
@@ -166,17 +176,15 @@ def group_optimum(
     count = len(label)
     old = block.quadrics
     area = old.matrix[:, [0, 3, 5]].sum(1).clamp_min(1e-30)
-
-    def total(values: Tensor) -> Tensor:
-        return torch.zeros(count, *values.shape[1:], dtype=torch.float64).index_add_(0, label, values)
-
-    weight = total(area)
-    centroid = total(area[:, None] * block.points) / weight.clamp_min(1e-30)[:, None]
+    area = area[:, None]
+    sums = sum_by(torch.cat([area, area * block.points, old.matrix], 1), label, count)
+    weight, centroid, matrix = sums[:, 0], sums[:, 1:4], sums[:, 4:]
+    centroid = centroid / weight.clamp_min(1e-30)[:, None]
     shift = centroid[label] - block.points
     moved = multiply(old.matrix, shift)
-    matrix = total(old.matrix)
-    vector = total(old.vector + moved)
-    constant = total(old.constant + ((2 * old.vector + moved) * shift).sum(1))
+    constant = old.constant + ((2 * old.vector + moved) * shift).sum(1)
+    sums = sum_by(torch.cat([old.vector + moved, constant[:, None]], 1), label, count)
+    vector, constant = sums[:, :3], sums[:, 3]
     step = solve(matrix, weight, -vector)
     error = constant + ((2 * vector + multiply(matrix, step)) * step).sum(1)
     fits = (error <= tolerance**2 * weight) & (step.norm(dim=1) <= REACH * cell)
@@ -233,7 +241,7 @@ Damage = Callable[[Merged], Tensor]  # -> bool [F]
 
 
 def no_damage(merged: Merged) -> Tensor:
-    return torch.zeros(len(merged.rows), dtype=torch.bool)
+    return torch.zeros_like(merged.rows, dtype=torch.bool)
 
 
 def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no_damage) -> Tensor:
@@ -242,9 +250,9 @@ def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no
     They must not leave an edge with three faces, a face on another, a face turned over, nothing of a piece.
     `damage` may name more faces that must not be. Only what a taken-apart group touches is looked at again.
     """
-    alone = torch.arange(len(label))
-    rows = torch.arange(len(block.faces))
-    complete = torch.ones(len(label), dtype=torch.bool)
+    alone = torch.arange(len(label), device=label.device)
+    rows = torch.arange(len(block.faces), device=label.device)
+    complete = torch.ones_like(label, dtype=torch.bool)
     while True:
         joined = torch.bincount(label, minlength=len(label)) > 1
         position = torch.where(joined[:, None], points, block.points)
@@ -256,7 +264,7 @@ def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no
         bad &= joined[faces].any(1)
         apart = torch.zeros_like(joined)
         apart[faces[bad].reshape(-1)] = True
-        apart |= vanished(before, faces, len(label))
+        apart |= vanished(before, faces, joined)
         apart &= joined
         if not bool(apart.any()):
             return label
@@ -265,9 +273,9 @@ def undo_damage(block: Block, label: Tensor, points: Tensor, damage: Damage = no
         rows = torch.nonzero(complete[block.faces].any(1)).reshape(-1)
 
 
-def vanished(before: Tensor, left: Tensor, count: int) -> Tensor:
-    """Vertices that had faces and have none left, bool [count]."""
-    gone = torch.zeros(count, dtype=torch.bool)
+def vanished(before: Tensor, left: Tensor, vertices: Tensor) -> Tensor:
+    """Vertices that had faces and have none left, bool [V] as `vertices`."""
+    gone = torch.zeros_like(vertices)
     gone[before.reshape(-1)] = True
     gone[left.reshape(-1)] = False
     return gone

@@ -24,6 +24,7 @@ from trellis_core.geometry.connectivity import (
     partner_sides,
     side_ends,
     sides_of_edges,
+    sum_by,
 )
 from trellis_core.geometry.orientation import consistent_winding, flip_faces
 from trellis_core.geometry.triangles import CHUNK, face_normals
@@ -119,7 +120,7 @@ def border_metrics(
     place[welded.reshape(-1)] = mesh.vertices[mesh.faces.long().reshape(-1)].double()
     length = (place[ends[:, 0]] - place[ends[:, 1]]).norm(dim=1)
     chain, count = number_labels(connected_components(ends, len(place))[ends[:, 0]])
-    total = torch.zeros(count, dtype=torch.float64, device=length.device).index_add_(0, chain, length)
+    total = sum_by(length, chain, count)
     return {
         "borders": count,
         "border_length": float(total.sum()),

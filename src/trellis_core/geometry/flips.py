@@ -53,8 +53,8 @@ def flip_edges(mesh: Mesh, max_shift: float, rounds: int = 8) -> Mesh:
             break
         edge = torch.nonzero(wanted).reshape(-1)
         edge = edge[torch.argsort(after[edge] / before[edge], stable=True)]
-        rank = torch.arange(len(edge))
-        best = torch.full((len(faces),), len(edge))
+        rank = torch.arange(len(edge), device=edge.device)
+        best = torch.full((len(faces),), len(edge), device=edge.device)
         for side in (first, second):
             best = best.scatter_reduce(0, side[edge] // 3, rank, "amin")
         chosen = edge[(best[first[edge] // 3] == rank) & (best[second[edge] // 3] == rank)]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.connectivity import corner_classes, edges_of, partner_sides
+from trellis_core.geometry.connectivity import corner_classes, edges_of, partner_sides, sum_by
 from trellis_core.geometry.triangles import face_areas, face_normals, unit
 from trellis_core.geometry.types import Mesh
 
@@ -22,7 +22,7 @@ def crease_normals(
     bend = (normals[:, None] * normals[partner.clamp_min(0) // 3]).sum(2)
     partner = torch.where(bend >= math.cos(math.radians(angle)), partner, -1)
     group = corner_classes(mesh.faces, partner)
-    source = torch.zeros(int(group.max()) + 1, dtype=torch.int64)
+    source = torch.zeros(int(group.max()) + 1, dtype=torch.int64, device=group.device)
     source[group.reshape(-1)] = mesh.faces.long().reshape(-1)
     return group, vertex_normals(mesh.vertices[source], group)
 
@@ -40,8 +40,8 @@ def vertex_normals(
     to_next = unit(corners.roll(-1, dims=1) - corners)
     to_previous = unit(corners.roll(1, dims=1) - corners)
     angles = torch.acos((to_next * to_previous).sum(2).clamp(-1, 1))
-    total = torch.zeros(len(vertices), 3, dtype=torch.float64, device=vertices.device)
-    total.index_add_(0, faces.long().reshape(-1), (angles[:, :, None] * normals[:, None]).reshape(-1, 3))
+    weighted = (angles[:, :, None] * normals[:, None]).reshape(-1, 3)
+    total = sum_by(weighted, faces.long().reshape(-1), len(vertices))
     lost = total.norm(dim=1) < 1e-6
     if bool(lost.any()):
         order = torch.argsort(face_areas(vertices, faces), stable=True)  # the largest face writes last

@@ -17,6 +17,7 @@ from trellis_core.geometry.connectivity import (
     connected_components,
     edges_of,
     number_labels,
+    sum_by,
 )
 from trellis_core.geometry.triangles import aspect_ratios, face_areas
 from trellis_core.geometry.types import Mesh, QualityReport
@@ -185,7 +186,7 @@ def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, floa
     corners = welded[mesh.faces.long()]
     chart, charts = number_labels(connected_components(edges_of(corners).vertices, int(welded.max()) + 1))
     chart = chart[corners[:, 0]]
-    turned = torch.zeros(int(chart.max()) + 1).index_add_(0, chart, doubled.float())
+    turned = sum_by(doubled, chart, charts)
     flips = doubled.sign() * turned[chart].sign() < 0
     area = face_areas(mesh.vertices.double(), mesh.faces)
     used = (doubled.abs() > 0) & (area > 0)
@@ -224,7 +225,7 @@ def stretch_metrics(mesh: Mesh) -> dict[str, float]:
     square, area, flat_area = square[used], area[used], 0.5 * doubled[used].abs()
     scale = flat_area.sum() / area.sum().clamp_min(1e-30)
     square, order = torch.sort(square * scale)
-    share = area[order].cumsum(0) / area.sum().clamp_min(1e-30)
+    share = area[order].cpu().cumsum(0) / float(area.sum().clamp_min(1e-30))
     worst = int(torch.searchsorted(share, 0.99)) if len(share) else 0
     return {
         "uv_stretch": float(((square * area[order]).sum() / area.sum().clamp_min(1e-30)).sqrt()),

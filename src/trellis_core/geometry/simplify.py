@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.cleanup import drop_unused_vertices, number_places
-from trellis_core.geometry.cluster import Block, Merged, Quadrics, multiply, open_block, solve, undo_damage
-from trellis_core.geometry.connectivity import Edges, edges_of, next_corner
+from trellis_core.geometry.cluster import (
+    Block,
+    Merged,
+    Quadrics,
+    multiply,
+    open_block,
+    outer,
+    solve,
+    undo_damage,
+)
+from trellis_core.geometry.connectivity import Edges, edges_of, next_corner, sum_by
 from trellis_core.geometry.triangles import aspect_ratios
 from trellis_core.geometry.types import Mesh
 
@@ -58,7 +67,7 @@ def simplify(mesh: Mesh, target_faces: int) -> Mesh:
 
 
 def collapse_until(block: Block, target_faces: int, thin: float) -> Block:
-    reluctance = torch.ones(len(block.points), dtype=torch.float64)
+    reluctance = torch.ones(len(block.points), dtype=torch.float64, device=block.points.device)
     idle = 0
     while idle < PATIENCE and len(block.faces) > target_faces:
         before = len(block.faces)
@@ -90,10 +99,9 @@ def hold_borders(block: Block) -> Quadrics:
     square = along.square().sum(1, keepdim=True)
     inward = (c - a) - along * ((c - a) * along).sum(1, keepdim=True) / square.clamp_min(1e-30)
     normal = inward / inward.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    upper = torch.triu_indices(3, 3)
-    plane = normal[:, upper[0]] * normal[:, upper[1]] * (BORDER * square / 2)
-    matrix = block.quadrics.matrix.index_add(0, start, plane).index_add_(0, end, plane)
-    return replace(block.quadrics, matrix=matrix)
+    plane = outer(normal) * (BORDER * square / 2)
+    added = sum_by(torch.cat([plane, plane]), torch.cat([start, end]), len(block.points))
+    return replace(block.quadrics, matrix=block.quadrics.matrix + added)
 
 
 def collapse_round(block: Block, reluctance: Tensor, most: int, thin: float) -> tuple[Block, Tensor]:
@@ -102,7 +110,7 @@ def collapse_round(block: Block, reluctance: Tensor, most: int, thin: float) -> 
     found = candidates(block, edges)
     chosen = choose_pairs(found, reluctance)[:most]
     ends, target = found.ends[chosen], found.target[chosen]
-    label = torch.arange(len(block.points))
+    label = torch.arange(len(block.points), device=ends.device)
     label[ends[:, 1]] = ends[:, 0]
     points = block.points.clone()
     points[ends[:, 0]] = target
@@ -125,7 +133,7 @@ def collapse_round(block: Block, reluctance: Tensor, most: int, thin: float) -> 
 
 def compact(block: Block, reluctance: Tensor) -> tuple[Block, Tensor]:
     """Without the vertices that no face uses."""
-    used = torch.zeros(len(block.points), dtype=torch.bool)
+    used = torch.zeros(len(block.points), dtype=torch.bool, device=block.points.device)
     used[block.faces.reshape(-1)] = True
     number = torch.cumsum(used, 0) - 1
     old = block.quadrics
@@ -135,7 +143,7 @@ def compact(block: Block, reluctance: Tensor) -> tuple[Block, Tensor]:
 
 def candidates(block: Block, edges: Edges) -> Candidates:
     """Edges that may be collapsed, where to, and at what cost. A vertex that must stay comes first."""
-    border = torch.zeros(len(block.points), dtype=torch.bool)
+    border = torch.zeros_like(block.fixed)
     border[edges.vertices[edges.face_count == 1].reshape(-1)] = True
     stays = block.fixed.clone()
     stays[edges.vertices[edges.face_count > 2].reshape(-1)] = True
@@ -171,7 +179,7 @@ def price(block: Block, ends: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
 
 def joined(old: Quadrics, ends: Tensor, to_first: Tensor, to_second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of two vertices' quadrics, seen from the points that lie at these offsets from them."""
-    matrix = vector = constant = torch.zeros((), dtype=torch.float64)
+    matrix = vector = constant = old.constant.new_zeros(())
     for end, shift in zip(ends.unbind(1), (to_first, to_second), strict=True):
         own = old.matrix[end]
         moved = multiply(own, shift)
@@ -201,19 +209,26 @@ def choose_pairs(found: Candidates, reluctance: Tensor) -> Tensor:
     cost = found.cost.clamp_min(LEAST) * reluctance[found.ends].amax(1)
     count = int(SHARE * len(cost)) + 1
     if count < len(cost):
-        cheap = torch.nonzero(cost <= cost.kthvalue(count).values).reshape(-1)
+        cheap = torch.nonzero(cost <= smallest(cost, count)).reshape(-1)
     else:
-        cheap = torch.arange(len(cost))
+        cheap = torch.arange(len(cost), device=cost.device)
     step = cost[cheap].log2().floor().long()
     scatter = (cheap * HASH) & 0xFFFFFFFF
     order = torch.argsort((step + 100 << 32) | scatter, stable=True)
     cheap = cheap[order]
-    rank = torch.arange(len(cheap))
-    best = torch.full((len(reluctance),), len(cheap))
+    rank = torch.arange(len(cheap), device=cheap.device)
+    best = torch.full((len(reluctance),), len(cheap), device=cheap.device)
     for end in found.ends[cheap].unbind(1):
         best = best.scatter_reduce(0, end, rank, "amin")
     mutual = (best[found.ends[cheap]] == rank[:, None]).all(1)
     return cheap[mutual]
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """The `count`-th smallest value; selecting is faster on a CPU, sorting on a GPU."""
+    if values.device.type == "cpu":
+        return values.kthvalue(count).values
+    return values.sort().values[count - 1]
 
 
 def thinner(block: Block, merged: Merged, limit: float) -> Tensor:
@@ -221,7 +236,7 @@ def thinner(block: Block, merged: Merged, limit: float) -> Tensor:
     new = aspect_ratios(merged.position, merged.faces)
     thin = torch.nonzero(new > limit).reshape(-1)
     worse = new[thin] > aspect_ratios(block.points, block.faces[merged.rows[thin]])
-    result = torch.zeros(len(merged.faces), dtype=torch.bool)
+    result = torch.zeros_like(new, dtype=torch.bool)
     result[thin[worse]] = True
     return result
 
