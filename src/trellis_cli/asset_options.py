@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MILLIMETERS: Mapping[str, float] = {"mm": 1, "cm": 10, "m": 1000, "in": 25.4, "": 1}
 GLTF = (".glb", ".gltf")
+SHAPE_ONLY = (".stl",)  # formats without colors
+COLORFUL = ("texture_size", "alpha", "texture_format", "normal_map", "ambient")  # changes they cannot show
 PRINT = "print"
 PRINTABLE = ".3mf"  # what a print is written to when nothing else is said
 LOD_FACES, LOD_TEXTURE = 4, 2  # each level has a quarter of the faces and half the texture's side
@@ -210,6 +212,12 @@ class AssetOptions:
                 raise UsageError(f"`{option}` is for glTF files", hint="write a `.glb` or `.gltf`")
         if ".usdz" in suffixes:
             require_package(".usdz")
+        colorful = [OPTION_OF[name] for name in COLORFUL if name in self.changes]
+        if colorful and not has_texture(suffixes):
+            raise UsageError(
+                f"`{colorful[0]}` does nothing: `{suffix}` files have no colors",
+                hint=f"leave it out, or write another kind, such as `-o {path.with_suffix('.glb').name}`",
+            )
         return suffixes
 
     def gltf_settings(self) -> GltfSettings:
@@ -228,6 +236,11 @@ OPTION_OF: Mapping[str, str] = {
     "height_mm": "--height",
     "wall_mm": "--wall",
 }
+
+
+def has_texture(suffixes: Sequence[str]) -> bool:
+    """Whether one of these formats shows what a texture holds."""
+    return any(suffix not in SHAPE_ONLY for suffix in suffixes)
 
 
 def parse_names(given: Sequence[str] | None, option: str, known: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from trellis_cli import files, registry
-from trellis_cli.asset_options import GLTF, AssetOptions, level_settings, preset_settings
+from trellis_cli.asset_options import (
+    GLTF,
+    SHAPE_ONLY,
+    AssetOptions,
+    has_texture,
+    level_settings,
+    preset_settings,
+)
 from trellis_cli.console import Console, Stages
 from trellis_cli.options import ColorSource, Form, Preset
 from trellis_core.errors import (
@@ -41,6 +48,7 @@ SUFFIXES: Mapping[
     Form.gaussians: (".ply", ".splat", ".spz"),
     Form.radiance_field: (".safetensors",),
 }
+WITHOUT_TEXTURE = (*SHAPE_ONLY, ".ply")  # PLY has a color per vertex
 PREVIEW = 384  # pixels of one view of a field
 PARTS: Mapping[Form, str] = {Form.gaussians: "Gaussians", Form.radiance_field: "voxels"}
 
@@ -181,6 +189,11 @@ class Order:
             return ("mesh", *[name for name in ("gaussians", "radiance_field") if name in there][:1])
         return ("mesh",) if self.color_from is ColorSource.vertices else ("mesh", _plain(self.color_from))
 
+    @property
+    def textured(self) -> bool:
+        """Whether one of the files shows what a texture holds."""
+        return has_texture([path.suffix.lower() for path in self.variants(0)[0].paths])
+
     def settings(self, suited: Mapping[str, Any] | None = None) -> ExportSettings:
         """What suits the model, the preset on top of it, and the options that were given on top of that."""
         return self.all_settings(suited)[0][0]
@@ -193,9 +206,8 @@ class Order:
         given = {name: value for name, value in given.items() if value is not None}
         made = []
         for preset in self.asset.presets or (None,):
-            finest = ExportSettings(
-                **{**(suited or {}), **preset_settings(preset), **self.asset.changes, **given}
-            )
+            settings = {**(suited or {}), **preset_settings(preset), **self.asset.changes, **given}
+            finest = ExportSettings(**{**settings, "textured": self.textured})
             levels = [level_settings(asdict(finest), level) for level in range(self.asset.lods)]
             made.append([ExportSettings(**level) for level in levels])
         return made
@@ -343,7 +355,7 @@ def write_variant(
             "bytes": files.bytes_of(path),
             "vertices": len(asset.mesh.vertices),
             "faces": len(asset.mesh.faces),
-            "texture": 0 if asset.mesh.uvs is None else int(asset.material.base_color.shape[0]),
+            "texture": texture_side(asset, wanted),
             "quality": quality_facts(asset.quality),
         }
         if variant.preset is not None:
@@ -363,6 +375,13 @@ def write_variant(
             for number, level in enumerate(lods, start=1):
                 coarser = Variant(preset=variant.preset, paths=(lod_file(wanted, number),))
                 write_variant(console, runtime, [level], coarser, order)
+
+
+def texture_side(asset: Asset, path: Path) -> int:
+    """Pixels of the texture in a file; 0 without one."""
+    if asset.mesh.uvs is None or path.suffix.lower() in WITHOUT_TEXTURE:
+        return 0
+    return int(asset.material.base_color.shape[0])
 
 
 def lod_file(path: Path, level: int) -> Path:

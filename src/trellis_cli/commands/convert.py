@@ -156,6 +156,8 @@ def make(
     from trellis_core.runtime import cancellable
 
     runtime = runtime.reporting(cancellable(progress, console.is_interrupted))
+    if isinstance(source, PaintedMesh) and not order.textured:
+        source = source.mesh
     materials = len(source.materials) if isinstance(source, PaintedMesh) else 0
     if (
         order.texture is not None

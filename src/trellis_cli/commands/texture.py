@@ -83,6 +83,11 @@ def texture(
     order = delivery.Order.check(
         mesh, output, preset=None, faces=None, texture=texture, preview=preview, strict=strict, force=force
     )
+    if not order.textured:
+        raise UsageError(
+            f"`{order.paths[0].suffix}` files have no colors: there would be nothing to see",
+            hint=f"for example `-o {files.beside(mesh, '-textured.glb')}`",
+        )
     with console.working() as progress:
         progress.begin("start")
         from trellis_core.io.meshes import read_mesh
