@@ -70,7 +70,10 @@ class Seen:
 
 
 def as_subject(thing: Subject | Asset) -> Subject:
-    return PaintedMesh.of(thing) if isinstance(thing, Asset) else thing
+    """What is drawn of an asset: its mesh alone when it has no texture."""
+    if not isinstance(thing, Asset):
+        return thing
+    return thing.mesh if thing.mesh.uvs is None else PaintedMesh.of(thing)
 
 
 def modes_of(subject: Subject) -> tuple[str, ...]:
