@@ -111,7 +111,7 @@ def build_asset(
 ) -> Asset:
     """Make a finished asset of a decoded shape.
 
-    Mesh work runs on the CPU and is deterministic; baking runs on the runtime's device. Raises
+    Runs on the runtime's device (on the CPU where that has no float64); the asset is on the CPU. Raises
     `InputError` when there is no geometry to work with.
     """
     made = build_assets(shape, [settings], runtime=runtime, extras=extras, writers=writers)
@@ -132,13 +132,22 @@ def build_assets(
     larger one. Otherwise as `build_asset`.
     """
     demand_geometry(shape)
-    voxels = PBRVoxels(shape.voxels.coords.cpu(), shape.voxels.attrs.float().cpu(), shape.voxels.resolution)
-    raw = Mesh(shape.mesh.vertices.float().cpu(), shape.mesh.faces.cpu())
-
+    place = workplace(runtime)
+    voxels = move_voxels(shape.voxels, place)
+    raw = Mesh(shape.mesh.vertices.float(), shape.mesh.faces).to(place)
     for number, part in prepare_meshes(raw, voxels, wanted, runtime):
         settings = wanted[number]
         baked = bake_original(part, voxels, settings, runtime) if settings.textured else None
         yield number, assemble(part, baked, settings, runtime, extras or {}, writers or {})
+
+
+def workplace(runtime: Runtime) -> torch.device:
+    """Where meshes are worked on: float64 and 64-bit sorting are for CPUs and CUDA only."""
+    return runtime.device if runtime.device.type == "cuda" else torch.device("cpu")
+
+
+def move_voxels(voxels: PBRVoxels, device: torch.device) -> PBRVoxels:
+    return PBRVoxels(voxels.coords.to(device), voxels.attrs.float().to(device), voxels.resolution)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +188,8 @@ def make_solid(mesh: Mesh, settings: ExportSettings, runtime: Runtime) -> Mesh:
     from trellis_core.geometry.print import print_solid
 
     assert settings.height_mm is not None
-    solid = print_solid(mesh, settings.height_mm, settings.wall_mm, runtime, settings.faces)
+    solid = print_solid(mesh.to("cpu"), settings.height_mm, settings.wall_mm, runtime, settings.faces)
+    solid = solid.to(mesh.vertices.device)
     low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
     base = torch.stack(
         [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]]
@@ -213,8 +223,8 @@ def texture_mesh(
     the unit square. It is drawn from both sides, as its winding is not checked.
     """
     demand_geometry(VoxelMesh(mesh, voxels))
-    voxels = PBRVoxels(voxels.coords.cpu(), voxels.attrs.float().cpu(), voxels.resolution)
-    mesh = mesh.to("cpu")
+    place = workplace(runtime)
+    voxels, mesh = move_voxels(voxels, place), mesh.to(place)
     if mesh.uvs is None or not bool(((mesh.uvs >= 0) & (mesh.uvs <= 1)).all()):
         voxel = 1.0 / voxels.resolution
         welded = remove_broken_faces(weld_vertices(Mesh(mesh.vertices, mesh.faces), 1e-6))
@@ -258,7 +268,7 @@ def bake_original(part: Prepared, voxels: PBRVoxels, settings: ExportSettings, r
     device = runtime.device
     return bake_texture(
         part.mesh.to(device),
-        PBRVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution),
+        move_voxels(voxels, device),
         settings.texture_size,
         original=None if part.original is None else part.original.to(device),
         mode=settings.bake,
@@ -292,7 +302,7 @@ def assemble(
         material = bake_maps(part.mesh, part.original, material, settings, runtime)
     extras = {**extras, "export": asdict(settings)}
     size = unit_mm(part.mesh, settings.height_mm)
-    return Asset(part.mesh, material, report, extras, dict(writers), size)
+    return Asset(part.mesh.to("cpu"), material, report, extras, dict(writers), size)
 
 
 def to_material(baked: Baked, settings: ExportSettings) -> Material:
@@ -391,7 +401,8 @@ def clean(
     if settings.watertight:
         from trellis_core.geometry.remesh import remesh_watertight
 
-        mesh = remesh_watertight(mesh, voxels.resolution, runtime.kernels)
+        closed = remesh_watertight(mesh.to("cpu"), voxels.resolution, runtime.kernels)
+        mesh = closed.to(mesh.vertices.device)
     mesh, unclear = orient_outward(mesh, around)
     runtime.report("clean", 4, 4)
     return mesh, around, unclear

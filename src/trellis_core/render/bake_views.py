@@ -17,9 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trellis_core.geometry.asset import ExportSettings, assemble, demand_geometry, prepare_meshes
+from trellis_core.geometry.asset import (
+    ExportSettings,
+    assemble,
+    demand_geometry,
+    prepare_meshes,
+    workplace,
+)
 from trellis_core.geometry.bake import Baked, Texels, cover_texels, sample_texels, to_bytes
 from trellis_core.geometry.camera import Camera, hammersley_view
+from trellis_core.geometry.connectivity import sum_by
 from trellis_core.geometry.fields import Gaussians, RadianceField
 from trellis_core.geometry.infill import paint_texture
 from trellis_core.geometry.triangles import face_normals
@@ -99,7 +106,7 @@ def build_viewed_assets(
     writers: Mapping[str, Callable[[Asset, Path], None]] | None = None,
 ) -> Iterator[tuple[int, Asset]]:
     """Several assets of one mesh, each with its number in `wanted`, as `build_assets` makes them."""
-    raw = Mesh(mesh.vertices.float().cpu(), mesh.faces.cpu())
+    raw = Mesh(mesh.vertices.float(), mesh.faces).to(workplace(runtime))
     known = color_voxels(raw, torch.zeros_like(raw.vertices) if colors is None else colors, resolution)
     demand_geometry(VoxelMesh(raw, known))
     fallback = None if colors is None else known
@@ -127,7 +134,7 @@ def color_voxels(
     shades = (colors.to(points)[corners] * weights[..., None]).sum(1)
     cells = ((points + 0.5) * resolution).floor().long().clamp(0, resolution - 1)
     keys, owner, count = torch.unique(linear_keys(cells, grid), return_inverse=True, return_counts=True)
-    total = points.new_zeros(len(keys), 3).index_add_(0, owner, shades)
+    total = sum_by(shades, owner, len(keys))
     attrs = torch.cat([total / count[:, None], total.new_tensor(MATTE).expand(len(keys), 3)], 1)
     return PBRVoxels(key_coords(keys, grid), attrs, resolution)
 
