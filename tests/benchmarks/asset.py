@@ -146,7 +146,7 @@ def export_library(
 def judge(asset: Asset, shape: VoxelMesh, known: Shape | None, kernels: Kernels) -> dict[str, Any]:
     """The asset's own quality report, and how far surface and texture are from shape and voxels."""
     report: QualityReport = asset.quality
-    found = {name: report.metrics[name] for name in SHOWN if name in report.metrics}
+    found: dict[str, Any] = {name: report.metrics[name] for name in SHOWN if name in report.metrics}
     found["problems"] = list(report.problems)
     if known is not None:
         found.update(shape_fidelity(asset.mesh, shape, known.visible, kernels))
