@@ -71,11 +71,11 @@ def join_cubes(inside: Tensor, value: Tensor) -> bool:
     count = torch.zeros(corner[0].shape, dtype=torch.int8)
     for part in corner:
         count += part
-    crossed = torch.zeros(corner[0].shape, dtype=torch.bool)
-    for first in range(4):
-        pair = corner[first] == corner[7 - first]
-        crossed |= pair & (count == torch.where(corner[first], 2, 6))
-    return fill_cheapest(inside, value, torch.nonzero(crossed), [torch.tensor(step) for step in steps])
+    base = torch.nonzero((count == 2) | (count == 6))
+    at = tuple(base.unbind(1))
+    differs = torch.stack([part[at] for part in corner], 1) == (count[at] == 2)[:, None]
+    crossed = (differs & differs.flip(1)).any(1)  # corners 0 and 7, 1 and 6, ... are across from each other
+    return fill_cheapest(inside, value, base[crossed], [torch.tensor(step) for step in steps])
 
 
 def fill_cheapest(inside: Tensor, value: Tensor, base: Tensor, steps: list[Tensor]) -> bool:

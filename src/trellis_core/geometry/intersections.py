@@ -66,15 +66,25 @@ def boxes_meet(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor)
 
 
 def intersect(corners: Tensor, faces: Tensor, pairs: Tensor) -> Tensor:  # bool [P]
+    """Whether a side of one triangle passes through the other; sides at a common vertex do not count."""
     result = torch.zeros(len(pairs), dtype=torch.bool)
     for one, other in (pairs.unbind(1), pairs.flip(1).unbind(1)):
-        triangle = corners[other].double()
+        shared = (faces[one][:, :, None] == faces[other][:, None]).any(2)
+        height = heights_above(corners[other].double(), corners[one].double())
         for side in range(3):
             ends = [side, (side + 1) % 3]
-            apart = (faces[one][:, ends, None] != faces[other][:, None]).all(2).all(1)
-            start, end = corners[one][:, ends].double().unbind(1)
-            result |= apart & passes_through(start, end, triangle)
+            below, above = height[:, ends].aminmax(dim=1)
+            row = torch.nonzero(~shared[:, ends].any(1) & (below <= 0) & (above >= 0)).reshape(-1)
+            start, end = corners[one[row]][:, ends].double().unbind(1)
+            result[row] |= passes_through(start, end, corners[other[row]].double())
     return result
+
+
+def heights_above(triangle: Tensor, points: Tensor) -> Tensor:
+    """Heights of points [P, 3, 3] above the planes of triangles [P, 3, 3], times an area; float64 [P, 3]."""
+    a, b, c = triangle.unbind(1)
+    normal = torch.linalg.cross(b - a, c - a)
+    return ((points - a[:, None]) * normal[:, None]).sum(2)
 
 
 def passes_through(start: Tensor, end: Tensor, triangle: Tensor) -> Tensor:

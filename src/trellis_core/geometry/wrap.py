@@ -244,16 +244,20 @@ def thin_cores(pieces: Tensor, field: Field, wall: float) -> Tensor:
 
 
 def walk_through(points: Tensor, inward: Tensor, field: Field, wall: float) -> Tensor:
-    """Thickness of the solid below each surface point, at most `wall` and a stride; float32 [N]."""
+    """Thickness of the solid below each surface point, at most `wall` and a stride; float32 [N].
+
+    A step is as long as the surface is far, so it never goes through it unseen.
+    """
     thickness = torch.full((len(points),), wall)
     walking = torch.arange(len(points))
-    depth = PROBE
-    while depth < wall + EXIT + STRIDE and len(walking):
-        value = field.at(points[walking] + depth * inward[walking])
+    depth = torch.full((len(points),), PROBE)
+    while len(walking):
+        value = field.at(points[walking] + depth[:, None] * inward[walking])
         left = value > EXIT
-        thickness[walking[left]] = (depth - value[left]).clamp(0, wall)
-        walking = walking[~left]
-        depth += STRIDE
+        thickness[walking[left]] = (depth - value)[left].clamp(0, wall)
+        depth = depth + (-value).clamp_min(STRIDE)
+        on = ~left & (depth < wall + EXIT + STRIDE)
+        walking, depth = walking[on], depth[on]
     return thickness
 
 
