@@ -6,8 +6,8 @@ R is the grid resolution. The dense reference is torch's grid_sample on a filled
 import pytest
 import torch
 
-from trellis_core.geometry import sample
 from trellis_core.geometry.sample import sample_voxels
+from trellis_core.kernels import voxel_sampler
 
 
 def full_grid(size):
@@ -88,7 +88,7 @@ def test_neither_chunks_nor_the_order_of_voxels_change_a_sample(monkeypatch, mod
     points = random_points(500, (6, 6, 6))
     values, support = sample_voxels(points, coords, attrs, 6, mode)
     shuffle = torch.randperm(len(coords), generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(sample, "CHUNK", 64)
+    monkeypatch.setattr(voxel_sampler, "CHUNK", 64)
     again, support_again = sample_voxels(points, coords[shuffle], attrs[shuffle], 6, mode)
     assert torch.equal(support, support_again) and torch.allclose(values, again, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Sampling a sparse voxel grid at continuous points, with the support of every sample.
+"""What a sparse voxel grid holds at continuous points: interpolated, or of the nearest voxel.
 
 Grid coordinates: voxel c spans [c, c + 1), its centre is c + 0.5. Knows nothing about meshes or textures.
 Letters: Q points, N voxels, C channels.
@@ -7,15 +7,19 @@ Letters: Q points, N voxels, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trellis_core.sparse.order import find_sorted, inside, linear_keys, sort_keys
+from trellis_core.geometry.types import PBRVoxels
+from trellis_core.kernels.table import Kernels
+from trellis_core.kernels.voxel_sampler import index_voxels
+from trellis_core.sparse.order import find_sorted, inside, key_coords, linear_keys
 
-CHUNK = 1 << 17  # points at a time: about 50 MB of temporaries
+NEAR = 3  # voxels to look around for the nearest one
+CHUNK = 1 << 18
+REFERENCE = Kernels()
 
 
 def sample_voxels(
@@ -23,101 +27,60 @@ def sample_voxels(
     coords: Tensor,  # int32 [N, 3]     voxels outside the grid are ignored
     attrs: Tensor,  # float32 [N, C]
     resolution: int | Sequence[int],
-    mode: Literal["trilinear", "nearest"] = "trilinear",
+    mode: str = "trilinear",  # or nearest
+    kernels: Kernels = REFERENCE,  # the torch reference is differentiable in `attrs`
 ) -> tuple[Tensor, Tensor]:  # float32 [Q, C], float32 [Q]
-    """Interpolate `attrs` at `points`, and tell how much of each sample rests on existing voxels.
+    """Values at `points`, and how much of each sample rests on existing voxels, in [0, 1].
 
-    Trilinear: the eight nearest voxels, weights renormalised over those that exist, so that a surface keeps
-    its value although it always borders empty cells; the support is the weight sum before renormalisation,
-    in [0, 1]. Nearest: the voxel at trunc(point); the support is 1 or 0. A point without support gets zeros.
+    See `kernels.voxel_sampler`, which also samples several times with one index.
     """
-    if mode not in ("trilinear", "nearest"):
-        raise ValueError(f"mode must be `trilinear` or `nearest`, got `{mode}`")
     size = (resolution,) * 3 if isinstance(resolution, int) else tuple(resolution)
-    keys, rows = index_voxels(coords, size)
-    values = points.new_zeros(len(points), attrs.shape[1], dtype=torch.float32)
-    support = points.new_zeros(len(points), dtype=torch.float32)
-    if keys.numel() == 0:
-        return values, support
-    attrs = attrs.float()
-    for start in range(0, len(points), CHUNK):
-        part = slice(start, start + CHUNK)
-        if mode == "nearest":
-            found = find_voxels(points[part].trunc().long(), keys, rows, size)
-            values[part] = torch.where(found[:, None] >= 0, attrs[found.clamp_min(0)], 0.0)
-            support[part] = (found >= 0).float()
-        else:
-            found, weights = trilinear_corners(points[part].float(), keys, rows, size)
-            values[part], support[part] = blend(attrs, found, weights)
+    voxel_sampler: Any = kernels["voxel_sampler"]
+    values, support = voxel_sampler(coords, attrs, size, mode)(points)
     return values, support
 
 
-def index_voxels(
-    coords: Tensor,  # int32 [N, 3]
-    size: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Sorted keys of the voxels inside the grid, and their rows in `coords`."""
-    valid = inside(coords, size)
-    if bool(valid.all()):
-        return sort_keys(linear_keys(coords, size))
-    kept = valid.nonzero().squeeze(1)
-    keys, order = sort_keys(linear_keys(coords[kept], size))
-    return keys, kept[order]
+def nearest_voxels(points: Tensor, voxels: PBRVoxels) -> Tensor:
+    """Row of the voxel whose centre is nearest to each grid point, int64 [Q]; -1 when none is near.
 
-
-def find_voxels(
-    cells: Tensor,  # int64 [Q, 3]
-    keys: Tensor,  # int64 [N]   from index_voxels
-    rows: Tensor,  # int64 [N]
-    size: Sequence[int],
-) -> Tensor:  # int64 [Q]   -1 where there is no voxel
-    position = find_sorted(keys, linear_keys(cells, size))
-    return torch.where((position >= 0) & inside(cells, size), rows[position], -1)
-
-
-def trilinear_corners(
-    points: Tensor,  # float32 [Q, 3]
-    keys: Tensor,  # int64 [N]
-    rows: Tensor,  # int64 [N]
-    size: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # int64 [Q, 8], float32 [Q, 8]
-    """Row (-1 = none) and plain trilinear weight (0 where none) of the eight voxels around each point.
-
-    Bit 0 of the corner number adds 1 to x, bit 1 to y, bit 2 to z. One search per (x, y) pair: the voxel
-    above in z has the next key.
+    Columns of voxels are tried from near to far, and only for points that could still find a nearer voxel.
     """
-    base = (points - 0.5).floor()
-    near = 1 - (points - base - 0.5).abs()  # weight of the lower and the upper voxel on each axis
-    far = 1 - (points - (base + 1) - 0.5).abs()
-    wx, wy, wz = (torch.stack([near[:, k], far[:, k]], 1) for k in range(3))
-    weights = (wz[:, :, None, None] * wy[:, None, :, None] * wx[:, None, None, :]).reshape(-1, 8)
+    side = voxels.resolution
+    keys, rows = index_voxels(voxels.coords, (side,) * 3)
+    axis = torch.arange(-NEAR, NEAR + 1, device=points.device)
+    columns = torch.cartesian_prod(axis, axis)
+    bounds, order = torch.sort((columns.abs() - 0.5).clamp_min(0).square().sum(1), stable=True)
+    best = torch.full((len(points),), -1, device=points.device)
+    for part in torch.nonzero(has_voxels_around(points, voxels)).reshape(-1).split(CHUNK):
+        found = torch.full((len(part),), -1, device=points.device)
+        distance = torch.full((len(part),), torch.inf, device=points.device)
+        for column, bound in zip(columns[order], bounds.tolist(), strict=True):
+            undecided = torch.nonzero(distance > bound).reshape(-1)
+            point = points[part[undecided]]
+            cell = point.floor().long()
+            xy = cell[:, :2] + column
+            height = cell[:, 2].clamp(0, side - 1)
+            above = torch.searchsorted(keys, (xy[:, 0] * side + xy[:, 1]) * side + height)
+            for place in (above, above - 1):
+                position = place.clamp(0, len(keys) - 1)
+                center = key_coords(keys[position], (side,) * 3)
+                offset = center[:, 2] - cell[:, 2]
+                square = (center + 0.5 - point).square().sum(1)
+                near = (center[:, :2] == xy).all(1) & (offset.abs() <= NEAR) & (square < distance[undecided])
+                hit = undecided[near]
+                found[hit], distance[hit] = rows[position[near]], square[near]
+        best[part] = found
+    return best
 
-    x, y, z = base.long().unbind(1)
-    pairs = torch.stack([torch.stack([x, x + 1, x, x + 1], 1), torch.stack([y, y, y + 1, y + 1], 1)], 2)
-    lower = linear_keys(torch.cat([pairs, z[:, None, None].expand(-1, 4, 1)], 2), size)
-    position = torch.searchsorted(keys, lower)
-    last = len(keys) - 1
-    found_low = keys[position.clamp_max(last)] == lower
-    above = position + found_low
-    found_high = keys[above.clamp_(max=last)] == lower + 1
-    in_columns = inside(pairs, size[:2])
-    found_low &= in_columns & ((z >= 0) & (z < size[2]))[:, None]
-    found_high &= in_columns & ((z >= -1) & (z < size[2] - 1))[:, None]
 
-    positions = torch.cat([position.clamp_(max=last), above], 1)
-    found = torch.where(torch.cat([found_low, found_high], 1), rows[positions], -1)
-    return found, torch.where(found >= 0, weights, 0.0)
-
-
-def blend(
-    attrs: Tensor,  # float32 [N, C]
-    found: Tensor,  # int64 [Q, 8]
-    weights: Tensor,  # float32 [Q, 8]
-) -> tuple[Tensor, Tensor]:
-    """Weighted means over the existing corners, and the weight sums."""
-    support = weights.sum(1)
-    shares = weights / support.clamp_min(1e-12)[:, None]
-    # a missing corner repeats an existing one with weight 0, so that no unrelated row is ever touched
-    safe = torch.where(found >= 0, found, found.amax(1, keepdim=True)).clamp_min_(0)
-    values = F.embedding_bag(safe, attrs, per_sample_weights=shares, mode="sum")
-    return torch.where((found >= 0).any(1, keepdim=True), values, 0.0), support
+def has_voxels_around(points: Tensor, voxels: PBRVoxels) -> Tensor:
+    """Whether a voxel may be within `NEAR` voxels of each grid point, bool [Q]; most far ones have none."""
+    block = NEAR + 1
+    blocks = (-(-voxels.resolution // block) + 2,) * 3  # and one around
+    valid = voxels.coords[inside(voxels.coords, (voxels.resolution,) * 3)]
+    filled = torch.unique(linear_keys(valid // block + 1, blocks))
+    axis = torch.arange(-1, 2, device=points.device)
+    steps = linear_keys(torch.cartesian_prod(axis, axis, axis), blocks)
+    near = torch.unique((filled[:, None] + steps).reshape(-1))
+    cell = (points / block).floor().long() + 1
+    return inside(cell, blocks) & (find_sorted(near, linear_keys(cell, blocks)) >= 0)

@@ -54,6 +54,16 @@ OPS: Mapping[str, tuple[Backend, ...]] = {
         ),
         Backend(name="torch", module="ray_cast", function="open_sky", probe=runs_everywhere),
     ),
+    "voxel_sampler": (
+        Backend(
+            name="warp",
+            module="voxel_sampler_warp",
+            function="voxel_sampler_warp",
+            probe=warp_runs,
+            hint=WARP_HINT,
+        ),
+        Backend(name="torch", module="voxel_sampler", function="voxel_sampler", probe=runs_everywhere),
+    ),
     "splat": (
         Backend(name="warp", module="splat_warp", function="splat_warp", probe=warp_runs, hint=WARP_HINT),
         Backend(name="torch", module="splat", function="splat", probe=runs_everywhere),
