@@ -429,7 +429,7 @@ def reduce_faces(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Ru
     """Bring the mesh to the face target, and repair what collapsing edges may have broken."""
     runtime.report("simplify", 0, 1)
     if len(mesh.faces) > settings.faces:
-        mesh = simplify(mesh, settings.faces)
+        mesh = simplify(mesh, settings.faces, lambda: runtime.report("simplify", 0, 1))
         mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
         mesh = remove_repeated_faces(straighten_slivers(split_non_manifold(mesh)))
         mesh = flip_edges(mesh, FLIP_SHIFT * voxel, rounds=2)

@@ -8,6 +8,7 @@ have quadrics of their own. Letters: V vertices, F faces, E edges.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,7 +50,7 @@ class Candidates:
     cost: Tensor  # float64 [E]
 
 
-def simplify(mesh: Mesh, target_faces: int) -> Mesh:
+def simplify(mesh: Mesh, target_faces: int, on_round: Callable[[], None] = lambda: None) -> Mesh:
     """Collapse edges until `target_faces` are left, or nothing more can go without damage.
 
     Closed surfaces stay closed, open borders open; no edge gets a third face, and no face turns over.
@@ -62,14 +63,17 @@ def simplify(mesh: Mesh, target_faces: int) -> Mesh:
     block = open_block(mesh.vertices.double() / unit, mesh.faces.long(), on_cuts(mesh))
     block = replace(block, quadrics=hold_borders(block))
     for thin in THIN:
-        block = collapse_until(block, target_faces, thin)
+        block = collapse_until(block, target_faces, thin, on_round)
     return drop_unused_vertices(Mesh((block.points * unit).float(), block.faces.to(mesh.faces.dtype)))
 
 
-def collapse_until(block: Block, target_faces: int, thin: float) -> Block:
+def collapse_until(
+    block: Block, target_faces: int, thin: float, on_round: Callable[[], None] = lambda: None
+) -> Block:
     reluctance = torch.ones(len(block.points), dtype=torch.float64, device=block.points.device)
     idle = 0
     while idle < PATIENCE and len(block.faces) > target_faces:
+        on_round()
         before = len(block.faces)
         block, reluctance = collapse_round(block, reluctance, pairs_to_go(before, target_faces), thin)
         idle = idle + 1 if before - len(block.faces) < PROGRESS * (before - target_faces) else 0
