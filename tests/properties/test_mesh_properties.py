@@ -26,9 +26,10 @@ from trellis_core.geometry.connectivity import (
 )
 from trellis_core.geometry.holes import triangulate_loops
 from trellis_core.geometry.infill import paint_texture
-from trellis_core.geometry.orientation import flood, unify_orientations
+from trellis_core.geometry.orientation import flood
 from trellis_core.geometry.pack import fit_shelves
 from trellis_core.geometry.types import Mesh
+from trellis_core.geometry.winding import unify_orientations
 from trellis_core.io.gltf import from_y_up, to_y_up
 
 faces_strategy = st.lists(

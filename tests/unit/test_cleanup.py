@@ -27,12 +27,12 @@ from trellis_core.geometry.orientation import (
     orient_outward,
     outside_votes,
     remove_enclosed,
-    unify_orientations,
 )
 from trellis_core.geometry.quality import topology_metrics
 from trellis_core.geometry.remesh import remesh_watertight
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh, VoxelMesh
+from trellis_core.geometry.winding import unify_orientations
 from trellis_core.kernels.table import Kernels
 
 WARP = Kernels({"closest_point": "warp"})

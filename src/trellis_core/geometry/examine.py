@@ -26,9 +26,9 @@ from trellis_core.geometry.connectivity import (
     sides_of_edges,
     sum_by,
 )
-from trellis_core.geometry.orientation import consistent_winding, flip_faces
 from trellis_core.geometry.triangles import CHUNK, face_normals
 from trellis_core.geometry.types import Mesh
+from trellis_core.geometry.winding import consistent_winding, flip_faces
 from trellis_core.kernels.table import Kernels
 
 VIEW_SIDE = 512  # pixels
@@ -136,7 +136,7 @@ def winding_metrics(welded: Tensor, edges: Edges) -> dict[str, int | bool]:
     found: dict[str, int | bool] = {"mixed_edges": mixed, "turned_faces": 0, "orientable": True}
     if mixed:
         partner = partner_sides(edges)
-        flip, _ = consistent_winding(welded, partner)
+        flip, _, _ = consistent_winding(welded, partner)
         patch, count = number_labels(face_components(partner))
         turned, whole = (torch.bincount(rows, minlength=count) for rows in (patch[flip], patch))
         found["turned_faces"] = int(torch.minimum(turned, whole - turned).sum())

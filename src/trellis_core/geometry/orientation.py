@@ -1,29 +1,21 @@
-"""Which side is outside: consistent winding, flood fill, outward faces, enclosed pieces.
+"""Which side is outside: flood fill and outward faces.
 
 The raw dual-grid surface has no inside and no consistent winding. Relative winding follows from the
-neighbours; the absolute sign comes from cells that a flood from the border of the grid can reach.
+neighbours (`winding.py`); the absolute sign from cells that a flood from the border of the grid reaches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_core.geometry.cleanup import keep_faces
-from trellis_core.geometry.connectivity import (
-    connected_components,
-    edges_of,
-    face_components,
-    number_labels,
-    partner_sides,
-    side_ends,
-)
+from trellis_core.geometry.connectivity import connected_components, edges_of, partner_sides, sum_by
 from trellis_core.geometry.triangles import CHUNK, cross, face_centers, normals
 from trellis_core.geometry.types import Mesh
+from trellis_core.geometry.winding import consistent_winding, flip_faces
 
 MAX_FLOOD_SIDE = 256  # cells; finer grids are flooded at a coarser, still closed, resolution
 REACH = 3.0  # cells to walk from a face before giving up
@@ -100,63 +92,6 @@ def flood(free: Tensor) -> Tensor:
     return inside.reshape(*free.shape[:2], column)[:, :, 1:].contiguous()
 
 
-def consistent_winding(faces: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Faces to flip (bool [F]) so that neighbours agree, and the patch of each face (int64 [F]).
-
-    Breadth first from the lowest face of each component, which keeps its winding. Where a component is not
-    orientable (a Möbius strip) the contradiction ends up between two patches.
-    """
-    count = len(faces)
-    start, _ = side_ends(faces)
-    has = partner >= 0
-    neighbor = torch.where(has, partner // 3, -1)
-    side = torch.arange(3 * count, device=faces.device).reshape(-1, 3)
-    disagree = has & (start[side] == start[partner.clamp_min(0)])
-    roots = torch.unique(face_components(partner))
-    flip = torch.from_numpy(
-        spread_winding(neighbor.cpu().numpy(), disagree.cpu().numpy(), roots.cpu().numpy())
-    )
-    flip = flip.to(faces.device)
-    agree = has & ~(flip[:, None] ^ flip[neighbor.clamp_min(0)] ^ disagree)
-    side = side[agree & (side < partner)]
-    pairs = torch.stack([side // 3, neighbor.reshape(-1)[side]], dim=1)
-    return flip, connected_components(pairs, count)
-
-
-def spread_winding(
-    neighbor: NDArray[np.int64],  # [F, 3]  -1 where there is none
-    disagree: NDArray[np.bool_],  # [F, 3]
-    roots: NDArray[np.int64],  # faces that stay as they are
-) -> NDArray[np.bool_]:  # [F]
-    """Breadth first from the roots. Of two ways into a face that disagree the last one is taken.
-
-    NumPy, as there are thousands of small steps.
-    """
-    flip = np.zeros(len(neighbor), dtype=bool)
-    seen = np.zeros(len(neighbor) + 1, dtype=bool)
-    seen[-1] = True  # no neighbour
-    seen[roots] = True
-    frontier = roots
-    while len(frontier):
-        near = neighbor[frontier]
-        new = ~seen[near]
-        face, turned = near[new], (flip[frontier, None] ^ disagree[frontier])[new]
-        flip[face], seen[face] = turned, True
-        frontier = np.unique(face)
-    return flip
-
-
-def flip_faces(faces: Tensor, flip: Tensor) -> Tensor:
-    """Reverse the winding where `flip` is true; the first corner stays first."""
-    return torch.where(flip[:, None], faces[:, [0, 2, 1]], faces)
-
-
-def unify_orientations(faces: Tensor) -> Tensor:
-    """Wind neighbouring faces alike; in each component the lowest face keeps its winding."""
-    flip, _ = consistent_winding(faces, partner_sides(edges_of(faces)))
-    return flip_faces(faces, flip)
-
-
 def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
     """Wind all faces so that they are counter-clockwise seen from outside.
 
@@ -165,12 +100,11 @@ def orient_outward(mesh: Mesh, around: Surroundings) -> tuple[Mesh, float]:
     """
     if len(mesh.faces) == 0:
         return mesh, 0.0
-    flip, label = consistent_winding(mesh.faces, partner_sides(edges_of(mesh.faces)))
+    flip, patch, count = consistent_winding(mesh.faces, partner_sides(edges_of(mesh.faces)))
     mesh = replace(mesh, faces=flip_faces(mesh.faces, flip))
-    patch, count = number_labels(label)
     sums = torch.zeros(count, 9, dtype=torch.float64, device=mesh.vertices.device)
     for faces, owner in zip(mesh.faces.split(CHUNK), patch.split(CHUNK), strict=True):
-        sums.index_add_(0, owner, side_terms(mesh.vertices[faces.long()], around))
+        sums += sum_by(side_terms(mesh.vertices[faces.long()], around), owner, count)
     area, vote, volume = sums[:, 0].clamp_min(1e-30), sums[:, 1], sums[:, 2]
     # The volume is seen from the patch's middle, so that open patches have one as well.
     middle = sums[:, 3:6] / area[:, None]

@@ -44,12 +44,12 @@ from trellis_core.geometry.connectivity import (
     vertex_flags,
 )
 from trellis_core.geometry.holes import fill_holes
-from trellis_core.geometry.orientation import unify_orientations
 from trellis_core.geometry.quality import topology_metrics
 from trellis_core.geometry.remesh import Lattice, band_cells, remesh_watertight
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.triangles import face_areas
 from trellis_core.geometry.types import Asset, Material, Mesh, PBRVoxels, QualityReport
+from trellis_core.geometry.winding import unify_orientations
 from trellis_core.io.glb import write_glb
 from trellis_core.kernels.table import Kernels
 
