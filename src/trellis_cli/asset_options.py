@@ -119,6 +119,25 @@ Wall = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AssetFlags:
+    """What commands that make assets again are told about them, as typed."""
+
+    format: Formats = None
+    preset: Presets = None
+    faces: o.Faces = None
+    texture: o.Texture = None
+    texture_format: TextureFormatOption = None
+    lods: Lods = 1
+    quantize: Quantize = False
+    draco: Draco = False
+    alpha: AlphaOption = None
+    normal_map: NormalMap = False
+    ao: Ambient = False
+    height: Height = None
+    wall: Wall = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssetOptions:
     """What is made of a shape, and into which files."""
 
@@ -130,51 +149,35 @@ class AssetOptions:
     changes: Mapping[str, Any] = field(default_factory=dict)  # of `ExportSettings`
 
     @classmethod
-    def read(
-        cls,
-        *,
-        formats: Sequence[str] | None = None,
-        presets: Sequence[str] | None = None,
-        lods: int = 1,
-        quantize: bool = False,
-        draco: bool = False,
-        faces: int | None = None,
-        texture: int | None = None,
-        alpha: Alpha | None = None,
-        texture_format: TextureFormat | None = None,
-        normal_map: bool = False,
-        ambient: bool = False,
-        height: str | None = None,
-        wall: str | None = None,
-    ) -> AssetOptions:
+    def read(cls, flags: AssetFlags) -> AssetOptions:
         """As given on the command line. Raises `UsageError`."""
-        names = parse_names(presets, "--preset", [preset.value for preset in o.Preset])
+        names = parse_names(flags.preset, "--preset", [preset.value for preset in o.Preset])
         changes: dict[str, Any] = {
-            "faces": faces,
-            "texture_size": texture,
-            "alpha": alpha and alpha.value,
-            "texture_format": texture_format and texture_format.value,
-            "normal_map": normal_map or None,
-            "ambient": ambient or None,
-            "height_mm": None if height is None else millimeters("--height", height),
-            "wall_mm": None if wall is None else millimeters("--wall", wall),
+            "faces": flags.faces,
+            "texture_size": flags.texture,
+            "alpha": flags.alpha and flags.alpha.value,
+            "texture_format": flags.texture_format and flags.texture_format.value,
+            "normal_map": flags.normal_map or None,
+            "ambient": flags.ao or None,
+            "height_mm": None if flags.height is None else millimeters("--height", flags.height),
+            "wall_mm": None if flags.wall is None else millimeters("--wall", flags.wall),
         }
-        suffixes = parse_names(formats, "--format", [suffix[1:] for suffix in files.ASSETS])
-        if wall is not None and PRINT not in names:
+        suffixes = parse_names(flags.format, "--format", [suffix[1:] for suffix in files.ASSETS])
+        if flags.wall is not None and PRINT not in names:
             raise UsageError("`--wall` is for prints", hint="add `--preset print`")
-        if lods > 1 and PRINT in names:
+        if flags.lods > 1 and PRINT in names:
             raise UsageError("a print has no levels of detail", hint="leave `--lods` out")
-        if quantize and draco:
+        if flags.quantize and flags.draco:
             raise UsageError("Draco quantises by itself", hint="give `--quantize` or `--draco`, not both")
-        if draco:
+        if flags.draco:
             require_package("--draco")
         given = {name: value for name, value in changes.items() if value is not None}
         return cls(
             formats=tuple(f".{name}" for name in suffixes),
             presets=names,
-            lods=lods,
-            quantize=quantize,
-            draco=draco,
+            lods=flags.lods,
+            quantize=flags.quantize,
+            draco=flags.draco,
             changes=given,
         )
 

@@ -17,6 +17,7 @@ from trellis_cli import files, registry
 from trellis_cli.asset_options import (
     GLTF,
     SHAPE_ONLY,
+    AssetFlags,
     AssetOptions,
     has_texture,
     level_settings,
@@ -97,9 +98,8 @@ class Order:
         Without a `form` the name of the output says what it is: `.spz` are Gaussians.
         """
         form = form or form_of(output)
-        asset = asset or AssetOptions.read(
-            presets=None if preset is None else [preset.value], faces=faces, texture=texture
-        )
+        presets = None if preset is None else [preset.value]
+        asset = asset or AssetOptions.read(AssetFlags(preset=presets, faces=faces, texture=texture))
         given = ["--color-from"] if color_from is not None else []
         given += asset.given + (["--strict"] if strict else [])
         if form is not Form.mesh and given:

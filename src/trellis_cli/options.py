@@ -6,7 +6,7 @@ Each option is an annotated type: `seed: Seed = 42` in a command's signature is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -305,6 +305,38 @@ Debug = Annotated[bool, _option(REPORTING, "--debug", help="Show where an error 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """Where a result goes, and what is asked of it."""
+
+    output: Output = None
+    force: Force = False
+    preview: Preview = None
+    strict: Strict = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions:
+    """The model, and what it runs on."""
+
+    model: Model = "auto"
+    device: Device = "auto"
+    precision: PrecisionOption = Precision.auto
+    vram_tier: TierOption = Tier.auto
+    kernel: Kernel = None
+    offline: Offline = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """What is said on the terminal; commands need not look at it."""
+
+    json: Json = False
+    json_events: JsonEvents = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """The options of every command that samples, whatever it starts from."""
 
@@ -380,32 +412,43 @@ class RunOptions:
         )
 
 
-def with_run_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
-    """Turn a command's parameter `run: RunOptions` into an option for each of its fields but those `without`.
+def with_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
+    """Turn each parameter that is a group, as `run: RunOptions`, into an option for each of its fields.
 
-    The parser reads signatures, so the command gets one that has them all, in their place.
+    Those `without` are left out and have their default. The parser reads signatures, so the command gets one
+    that has them all, in their place.
     """
     hints = get_type_hints(command, include_extras=True)
-    place = next(name for name, hint in hints.items() if hint is RunOptions)
-    shared = get_type_hints(RunOptions, include_extras=True)
-    options = [
-        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=shared[f.name])
-        for f in fields(RunOptions)
-        if f.name not in without
-    ]
+    groups = {name: options_of(hint, without) for name, hint in hints.items() if is_group(hint)}
     parameters: list[Parameter] = []
     for own in signature(command).parameters.values():
         plain = own.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[own.name])
-        parameters += options if own.name == place else [plain]
+        parameters += groups.get(own.name, [plain])
 
     def call(**values: Any) -> None:
-        run = RunOptions(**{option.name: values.pop(option.name) for option in options})
-        command(**values, **{place: run})
+        for name, options in groups.items():
+            taken = {option.name: values.pop(option.name, option.default) for option in options}
+            values[name] = hints[name](**taken)
+        command(**values)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return call
+
+
+def is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def options_of(group: type, without: Collection[str]) -> list[Parameter]:
+    """A parameter for each field of a group of options."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(group)
+        if f.name not in without
+    ]
 
 
 def parse_kernels(choices: list[str] | None) -> dict[str, str]:

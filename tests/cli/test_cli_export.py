@@ -14,7 +14,7 @@ import trimesh
 from PIL import Image
 
 from trellis_cli import asset_options
-from trellis_cli.asset_options import AssetOptions, level_settings, millimeters
+from trellis_cli.asset_options import AssetFlags, AssetOptions, level_settings, millimeters
 from trellis_core.errors import UsageError
 
 
@@ -146,7 +146,7 @@ def test_levels_have_a_quarter_of_the_faces_and_half_the_texture():
 
 
 def test_names_may_be_repeated_or_listed():
-    options = AssetOptions.read(formats=["glb,.USDZ", "glb"], presets=["web", "mobile,web"])
+    options = AssetOptions.read(AssetFlags(format=["glb,.USDZ", "glb"], preset=["web", "mobile,web"]))
     assert options.formats == (".glb", ".usdz")
     assert options.presets == ("web", "mobile")
     assert options.given == ["--format", "--preset"]

@@ -78,7 +78,7 @@ Previews = Annotated[
 
 
 @app.command(epilog=EXAMPLES)
-@partial(o.with_run_options, without=OWN)
+@partial(o.with_options, without=OWN)
 def batch(
     ctx: typer.Context,
     sources: Sources,

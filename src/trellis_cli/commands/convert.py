@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,33 +49,16 @@ Repair = Annotated[
 
 
 @app.command(epilog=EXAMPLES)
+@partial(o.with_options, without=("model", "precision", "vram_tier", "offline"))
 def convert(
     ctx: typer.Context,
     mesh: o.MeshPath,
-    output: o.Output = None,
-    force: o.Force = False,
-    preview: o.Preview = None,
-    strict: o.Strict = False,
+    *,
+    result: o.ResultOptions,
     repair: Repair = False,
-    format: a.Formats = None,
-    preset: a.Presets = None,
-    faces: o.Faces = None,
-    texture: o.Texture = None,
-    texture_format: a.TextureFormatOption = None,
-    lods: a.Lods = 1,
-    quantize: a.Quantize = False,
-    draco: a.Draco = False,
-    alpha: a.AlphaOption = None,
-    normal_map: a.NormalMap = False,
-    ao: a.Ambient = False,
-    height: a.Height = None,
-    wall: a.Wall = None,
-    device: o.Device = "auto",
-    kernel: o.Kernel = None,
-    json: o.Json = False,
-    json_events: o.JsonEvents = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    asset: a.AssetFlags,
+    machine: o.MachineOptions,
+    report: o.ReportOptions,
 ) -> None:
     """Write a mesh in another format. With `--faces`, a preset, maps or `--repair` it is made anew.
 
@@ -89,31 +73,21 @@ def convert(
         raise InputError(
             f"`{mesh}` holds {subjects.kind_of(mesh)}, not a mesh", hint="draw it with `trellis render`"
         )
-    options = a.AssetOptions.read(
-        formats=format,
-        presets=preset,
-        lods=lods,
-        quantize=quantize,
-        draco=draco,
-        faces=faces,
-        texture=texture,
-        alpha=alpha,
-        texture_format=texture_format,
-        normal_map=normal_map,
-        ambient=ao,
-        height=height,
-        wall=wall,
-    )
-    if output is None:
-        output = default_output(mesh, options)
+    options = a.AssetOptions.read(asset)
     order = delivery.Order.check(
-        mesh, output, asset=options, preview=preview, strict=strict, force=force, form=o.Form.mesh
+        mesh,
+        result.output or default_output(mesh, options),
+        asset=options,
+        preview=result.preview,
+        strict=result.strict,
+        force=result.force,
+        form=o.Form.mesh,
     )
-    machine = registry.Machine.of(device, o.Precision.auto, o.Tier.auto, kernel)
+    place = registry.Machine.of(machine.device, machine.precision, machine.vram_tier, machine.kernel)
     with console.working() as progress:
         progress.begin("start")
         source = read_source(mesh)
-        runtime = registry.open_runtime(machine)
+        runtime = registry.open_runtime(place)
         make(console, mesh, source, order, repair, runtime, progress)
     delivery.conclude(console, order, started)
 

@@ -95,7 +95,7 @@ Repeats = Annotated[
 
 
 @app.command(epilog=EXAMPLES)
-@partial(o.with_run_options, without=("num_samples", "resolution", "pipeline"))
+@partial(o.with_options, without=("num_samples", "resolution", "pipeline"))
 def edit(
     ctx: typer.Context,
     bundle: SavedRun,

@@ -24,38 +24,17 @@ EXAMPLES = """\
 
 
 @app.command(epilog=EXAMPLES)
+@o.with_options
 def export(
     ctx: typer.Context,
     bundle: o.BundlePath,
-    output: o.Output = None,
-    force: o.Force = False,
-    preview: o.Preview = None,
-    strict: o.Strict = False,
+    *,
+    result: o.ResultOptions,
     form: o.FormOption = None,
     color_from: o.ColorFrom = None,
-    format: a.Formats = None,
-    preset: a.Presets = None,
-    faces: o.Faces = None,
-    texture: o.Texture = None,
-    texture_format: a.TextureFormatOption = None,
-    lods: a.Lods = 1,
-    quantize: a.Quantize = False,
-    draco: a.Draco = False,
-    alpha: a.AlphaOption = None,
-    normal_map: a.NormalMap = False,
-    ao: a.Ambient = False,
-    height: a.Height = None,
-    wall: a.Wall = None,
-    model: o.Model = "auto",
-    device: o.Device = "auto",
-    precision: o.PrecisionOption = o.Precision.auto,
-    vram_tier: o.TierOption = o.Tier.auto,
-    kernel: o.Kernel = None,
-    offline: o.Offline = False,
-    json: o.Json = False,
-    json_events: o.JsonEvents = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    asset: a.AssetFlags,
+    machine: o.MachineOptions,
+    report: o.ReportOptions,
 ) -> None:
     """Make assets from a run that was saved with `--save-bundle`, without sampling again.
 
@@ -66,29 +45,15 @@ def export(
     files.check_input(bundle, "bundle", files.BUNDLES)
     order = delivery.Order.check(
         bundle,
-        output,
+        result.output,
         form=form,
         color_from=color_from,
-        asset=a.AssetOptions.read(
-            formats=format,
-            presets=preset,
-            lods=lods,
-            quantize=quantize,
-            draco=draco,
-            faces=faces,
-            texture=texture,
-            alpha=alpha,
-            texture_format=texture_format,
-            normal_map=normal_map,
-            ambient=ao,
-            height=height,
-            wall=wall,
-        ),
-        preview=preview,
-        strict=strict,
-        force=force,
+        asset=a.AssetOptions.read(asset),
+        preview=result.preview,
+        strict=result.strict,
+        force=result.force,
     )
-    machine = registry.Machine.of(device, precision, vram_tier, kernel)
+    place = registry.Machine.of(machine.device, machine.precision, machine.vram_tier, machine.kernel)
     with console.working() as progress:
         progress.begin("start")
         from trellis_core.weights.bundle import Bundle
@@ -100,6 +65,6 @@ def export(
             o.require_fit(version, name, {"color_from": color_from})
             order.require_fit(version, name)
 
-        engine = registry.load_engine_of(saved, model, machine, console, fits=fits)
+        engine = registry.load_engine_of(saved, machine.model, place, console, fits=fits)
         delivery.finish(console, engine, saved, order, progress)
     delivery.conclude(console, order, started)

@@ -52,7 +52,7 @@ SENSELESS: Mapping[Kind, tuple[tuple[str, ...], str]] = {
 
 
 @app.command(epilog=EXAMPLES)
-@o.with_run_options
+@o.with_options
 def generate(
     ctx: typer.Context,
     sources: Source,
@@ -80,7 +80,8 @@ def generate(
             console.note(f"no file is called `{given.prompt}`: taken as a prompt")
         text(ctx=ctx, words=[given.prompt], **_taken_by(text, options))
     elif given.kind is Kind.bundle:
-        export(ctx=ctx, bundle=given.paths[0], **_taken_by(export, options))
+        presets = None if run.preset is None else [run.preset.value]
+        export(ctx=ctx, bundle=given.paths[0], **_taken_by(export, {**options, "preset": presets}))
     else:
         from_folder(ctx, given, options)
 

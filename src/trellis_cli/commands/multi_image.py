@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 @app.command(epilog=EXAMPLES)
-@o.with_run_options
+@o.with_options
 def multi_image(
     ctx: typer.Context,
     pictures: o.PicturePaths,

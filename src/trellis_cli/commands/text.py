@@ -24,7 +24,7 @@ EXAMPLES = """\
 
 
 @app.command(epilog=EXAMPLES)
-@o.with_run_options
+@o.with_options
 def text(
     ctx: typer.Context,
     words: o.Prompt,

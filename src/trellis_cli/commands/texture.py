@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 from typing import Annotated
 
 import typer
 
+from trellis_cli import asset_options as a
 from trellis_cli import delivery, files, registry
 from trellis_cli import options as o
 from trellis_cli.console import Console
@@ -20,6 +22,7 @@ EXAMPLES = """\
   trellis texture chair.glb red-leather.png -o red-chair.glb --texture 4096
   trellis texture character.glb concept.png --keep-uv"""
 
+OF_SHAPES = ("preset", "faces", "lods", "height", "wall", "normal_map")  # its shape stays as it is
 UNWRAPPED = (".glb", ".gltf", ".obj")  # kinds of files whose texture coordinates are read
 
 KeepUV = Annotated[
@@ -33,14 +36,13 @@ KeepUV = Annotated[
 
 
 @app.command(epilog=EXAMPLES)
+@partial(o.with_options, without=OF_SHAPES)
 def texture(
     ctx: typer.Context,
     mesh: o.MeshPath,
     picture: o.Picture,
-    output: o.Output = None,
-    force: o.Force = False,
-    preview: o.Preview = None,
-    strict: o.Strict = False,
+    *,
+    result: o.ResultOptions,
     seed: o.Seed = 42,
     resolution: o.ResolutionOption = None,
     pipeline: o.PipelineName = None,
@@ -48,17 +50,9 @@ def texture(
     texture_steps: o.TextureSteps = None,
     texture_guidance: o.TextureGuidance = None,
     keep_uv: KeepUV = False,
-    texture: o.Texture = None,
-    model: o.Model = "auto",
-    device: o.Device = "auto",
-    precision: o.PrecisionOption = o.Precision.auto,
-    vram_tier: o.TierOption = o.Tier.auto,
-    kernel: o.Kernel = None,
-    offline: o.Offline = False,
-    json: o.Json = False,
-    json_events: o.JsonEvents = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    asset: a.AssetFlags,
+    machine: o.MachineOptions,
+    report: o.ReportOptions,
 ) -> None:
     """Paint a mesh after a picture of how it should look.
 
@@ -66,7 +60,7 @@ def texture(
     """
     console: Console = ctx.obj
     started = monotonic()
-    machine = registry.Machine.of(device, precision, vram_tier, kernel)
+    place = registry.Machine.of(machine.device, machine.precision, machine.vram_tier, machine.kernel)
     kind = o.pipeline_name(resolution, pipeline)
     changes = {"steps": texture_steps, "guidance_scale": texture_guidance}
     files.check_input(mesh, "mesh", files.MESHES)
@@ -78,10 +72,13 @@ def texture(
             hint=f"leave `--keep-uv` out, or give a file with coordinates: {', '.join(UNWRAPPED)}",
         )
     files.check_input(picture, "picture", files.PICTURES)
-    if output is None:
-        output = files.beside(mesh, "-textured.glb")
     order = delivery.Order.check(
-        mesh, output, preset=None, faces=None, texture=texture, preview=preview, strict=strict, force=force
+        mesh,
+        result.output or files.beside(mesh, "-textured.glb"),
+        asset=a.AssetOptions.read(asset),
+        preview=result.preview,
+        strict=result.strict,
+        force=result.force,
     )
     if not order.textured:
         raise UsageError(
@@ -95,9 +92,9 @@ def texture(
         image = files.read_picture(picture, console)
         shape = read_mesh(mesh).mesh
         engine = registry.load_engine(
-            model, machine, console, pipeline_type=kind, pictures=True, fits=require_texturing
+            machine.model, place, console, pipeline_type=kind, pictures=True, fits=require_texturing
         )
-        asset = engine.texture(
+        painted = engine.texture(
             shape,
             image,
             seed=seed,
@@ -109,7 +106,7 @@ def texture(
             on_progress=progress,
             cancel=console.is_interrupted,
         )
-        delivery.write(console, engine, asset, order)
+        delivery.write(console, engine, painted, order)
     delivery.conclude(console, order, started)
 
 

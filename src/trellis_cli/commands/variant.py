@@ -41,7 +41,7 @@ Source = Annotated[
 
 
 @app.command(epilog=EXAMPLES)
-@partial(o.with_run_options, without=STRUCTURE)
+@partial(o.with_options, without=STRUCTURE)
 def variant(
     ctx: typer.Context,
     source: Source,
