@@ -78,7 +78,7 @@ def test_cleaning_and_simplifying_work_where_the_mesh_is(shape):
     runtime = Runtime(device=torch.device("cpu"))
     settings = ExportSettings(faces=1000)
     with torch.device("meta"):
-        mesh, _, _ = clean(shape.mesh, shape.voxels, settings, runtime)
+        mesh = clean(shape.mesh, shape.voxels, settings, runtime).mesh
         mesh = reduce_faces(mesh, settings, 1 / GRID, runtime)
     assert 500 < len(mesh.faces) <= 1000
 

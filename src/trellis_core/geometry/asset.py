@@ -24,6 +24,7 @@ from trellis_core.geometry.cleanup import (
     weld_vertices,
 )
 from trellis_core.geometry.cluster import cluster_vertices
+from trellis_core.geometry.connectivity import edges_of
 from trellis_core.geometry.flips import flip_edges
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.normals import crease_normals, vertex_normals
@@ -156,7 +157,21 @@ class Prepared:
 
     mesh: Mesh  # with normals, and uvs when it gets a texture
     original: Mesh | None  # before it was simplified, where there was more
+    facts: Mapping[str, float | int]  # of the surface before, for the quality report
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """A repaired surface."""
+
+    mesh: Mesh  # outward-facing and manifold
+    around: Surroundings
     unclear: float  # share of the area whose orientation is not known
+    raw: Mapping[str, int]  # what the surface was before
+
+    @property
+    def facts(self) -> Mapping[str, float | int]:
+        return {"unclear_orientation": self.unclear, **self.raw}
 
 
 def prepare_meshes(
@@ -164,7 +179,7 @@ def prepare_meshes(
 ) -> Iterator[tuple[int, Prepared]]:
     """Clean, simplify and unwrap for each of the settings, those with the most faces first."""
     voxel = 1.0 / voxels.resolution
-    cleaned: dict[ExportSettings, tuple[Mesh, Surroundings, float]] = {}
+    cleaned: dict[ExportSettings, Cleaned] = {}
     reduced: dict[ExportSettings, Mesh] = {}
     for number in sorted(range(len(wanted)), key=lambda number: -wanted[number].faces):
         settings = wanted[number]
@@ -173,14 +188,15 @@ def prepare_meshes(
             runtime.report("clean", 0, 4)
             fine = replace(settings, faces=max(settings.faces, FINE))
             cleaned[same] = clean(raw, voxels, fine, runtime)
-        original, around, unclear = cleaned[same]
+        repaired = cleaned[same]
+        original = repaired.mesh
         if settings.solid:
             mesh = finish_mesh(make_solid(original, settings, runtime), settings, voxel, runtime)
-            yield number, Prepared(mesh, original, 0.0)
+            yield number, Prepared(mesh, original, {**repaired.facts, "unclear_orientation": 0.0})
             continue
         mesh = reduced[same] = reduce_faces(reduced.get(same, original), settings, voxel, runtime)
-        mesh, _ = orient_outward(mesh, around)
-        yield number, Prepared(finish_mesh(mesh, settings, voxel, runtime), original, unclear)
+        mesh, _ = orient_outward(mesh, repaired.around)
+        yield number, Prepared(finish_mesh(mesh, settings, voxel, runtime), original, repaired.facts)
 
 
 def make_solid(mesh: Mesh, settings: ExportSettings, runtime: Runtime) -> Mesh:
@@ -231,7 +247,7 @@ def texture_mesh(
         mesh = unwrap_mesh(welded, settings, voxel, runtime)
     elif mesh.normals is None:
         mesh = replace(mesh, normals=vertex_normals(mesh.vertices, mesh.faces))
-    part = Prepared(mesh, None, 1.0)
+    part = Prepared(mesh, None, {"unclear_orientation": 1.0})
     baked = bake_original(part, voxels, settings, runtime)
     return assemble(part, baked, settings, runtime, extras or {}, writers or {})
 
@@ -294,8 +310,8 @@ def assemble(
         texture_size=min(settings.texture_size, 1024),
         unsupported_texels=0.0 if baked is None else baked.unsupported,
     )
-    report = replace(report, metrics={**report.metrics, "unclear_orientation": part.unclear})
-    double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.unclear > 0
+    report = replace(report, metrics={**report.metrics, **part.facts})
+    double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.facts["unclear_orientation"] > 0
     runtime.report("check", 1, 1)
     material = replace(material, double_sided=double_sided)
     if baked is not None:
@@ -361,11 +377,10 @@ def demand_geometry(shape: VoxelMesh) -> None:
         raise InputError("the decoded shape has no finite coordinates", hint="decode with `--precision full`")
 
 
-def clean(
-    mesh: Mesh, voxels: PBRVoxels, settings: ExportSettings, runtime: Runtime
-) -> tuple[Mesh, Surroundings, float]:
-    """Repair the raw surface: outward-facing and manifold; also its surroundings and the unclear share."""
+def clean(mesh: Mesh, voxels: PBRVoxels, settings: ExportSettings, runtime: Runtime) -> Cleaned:
+    """Repair the raw surface: outward-facing, manifold, without crumbs, small holes and hidden parts."""
     voxel = 1.0 / voxels.resolution
+    raw_faces = len(mesh.faces)
     mesh = keep_finite(mesh)
     opaque = voxels.attrs[:, ALPHA].squeeze(1) >= SEE_THROUGH
     around = flood_surroundings(mesh, voxels.coords[opaque], voxels.resolution)
@@ -378,6 +393,7 @@ def clean(
             mesh, voxel, levels, tolerance, lambda step, steps: runtime.report("clean", 1, 4)
         )
     runtime.report("clean", 2, 4)
+    raw = {"raw_faces": raw_faces, **raw_facts(mesh)}
     mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
     mesh = remove_flaps(mesh, FLAP_AREA * voxel**2)
     if not settings.keep_small_parts:
@@ -405,7 +421,16 @@ def clean(
         mesh = closed.to(mesh.vertices.device)
     mesh, unclear = orient_outward(mesh, around)
     runtime.report("clean", 4, 4)
-    return mesh, around, unclear
+    return Cleaned(mesh, around, unclear, raw)
+
+
+def raw_facts(mesh: Mesh) -> dict[str, int]:
+    """Edges that are not in order before anything is repaired; clustering leaves all of them as they are."""
+    count = edges_of(mesh.faces).face_count
+    return {
+        "raw_boundary_edges": int((count == 1).sum()),
+        "raw_non_manifold_edges": int((count > 2).sum()),
+    }
 
 
 def cluster_levels(faces: int, target: int) -> int:

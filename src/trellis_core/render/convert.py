@@ -103,7 +103,7 @@ def convert_mesh(
     if repair:
         voxels = color_voxels(welded, torch.zeros_like(welded.vertices), GRID)
         most = replace(wanted[0], faces=max(settings.faces for settings in wanted))
-        welded, _, _ = clean(welded, voxels, most, runtime)
+        welded = clean(welded, voxels, most, runtime).mesh
     runtime.report("clean", 4, 4)
     reduced = welded
     for number in sorted(range(len(wanted)), key=lambda number: -wanted[number].faces):
