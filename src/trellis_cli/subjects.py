@@ -17,7 +17,6 @@ from trellis_core.errors import InputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trellis_core.geometry.types import Material
     from trellis_core.render.subject import Subject
     from trellis_core.weights.bundle import Bundle
 
@@ -95,84 +94,9 @@ def read_fuzzy(path: Path) -> Subject:
 
 def read_painted(path: Path) -> Subject:
     """A mesh file with all its materials; a bare `Mesh` when it says nothing about color."""
-    import torch
+    from trellis_core.training.ingest import painted
 
-    from trellis_core.geometry.types import Mesh
-    from trellis_core.io.gltf import from_y_up
-    from trellis_core.io.meshes import Y_UP
-    from trellis_core.render.surface import PaintedMesh
-    from trellis_core.training.ingest.materials import UNKNOWN, look_of, read_parts
-
-    suffix = path.suffix.lower()
-    try:
-        parts = read_parts(path)
-    except InputError as error:
-        raise InputError(f"`{path.name}`: {error.message}", hint=error.hint) from error
-    looks = [look_of(part, linear=suffix in (".glb", ".gltf")) for part in parts]
-    triangles = torch.cat([torch.tensor(part.triangles, dtype=torch.float32) for part in parts])
-    normals = torch.cat([corner_normals(part) for part in parts])
-    if not bool(torch.isfinite(triangles).all()):
-        raise InputError(
-            f"`{path.name}` has coordinates that are not numbers", hint="repair it in a 3D program"
-        )
-    vertices, normals = triangles.reshape(-1, 3), normals.reshape(-1, 3)
-    if suffix in Y_UP:
-        vertices, normals = from_y_up(vertices), from_y_up(normals)
-    faces = torch.arange(len(vertices), dtype=torch.int32).view(-1, 3)
-    uvs = torch.cat([uv for uv, _ in looks]).reshape(-1, 2)
-    uvs = torch.stack([uvs[:, 0], 1 - uvs[:, 1]], 1)  # counted from below
-    mesh = Mesh(vertices, faces, uvs, normals)
-    if all(material is UNKNOWN for _, material in looks):
-        return mesh
-    owner = torch.cat([torch.full((len(part.faces),), i) for i, part in enumerate(parts)])
-    return PaintedMesh(mesh, tuple(as_material(material) for _, material in looks), owner)
-
-
-def corner_normals(part: Any) -> Tensor:  # float32 [F, 3, 3]
-    """Normals as the file has them; else those of the faces."""
-    import numpy as np
-    import torch
-
-    known = part._cache.cache.get("vertex_normals")  # trimesh would make up smooth ones
-    if known is not None and len(known) == len(part.vertices):
-        corners = np.asarray(known)[part.faces]
-        if np.isfinite(corners).all() and (np.abs(corners).sum(2) > 0).all():
-            return torch.tensor(corners, dtype=torch.float32)
-    sides = np.cross(part.triangles[:, 1] - part.triangles[:, 0], part.triangles[:, 2] - part.triangles[:, 0])
-    flat = torch.nn.functional.normalize(torch.tensor(sides, dtype=torch.float32), dim=1)
-    return flat[:, None].expand(-1, 3, -1)
-
-
-def as_material(surface: Any) -> Material:
-    """A material of `trellis_core.training.ingest` as textures that say everything."""
-    import torch
-
-    from trellis_core.geometry.types import Material
-
-    base = surface.base_color_texture
-    if base is None:
-        base = (torch.tensor(surface.base_color_factor).clamp(0, 1) * 255).round().byte().view(1, 1, 3)
-    alpha = scaled(surface.alpha_texture, surface.alpha_factor)
-    rough = scaled(surface.roughness_texture, surface.roughness_factor)
-    metal = scaled(surface.metallic_texture, surface.metallic_factor)
-    base_color = torch.cat([*of_one_size(base, alpha[..., None])], 2)
-    rough, metal = of_one_size(rough[..., None], metal[..., None])
-    shine = torch.cat([torch.zeros_like(rough), rough, metal], 2)
-    mode, cutoff = surface.alpha_mode, surface.alpha_cutoff
-    return Material(base_color, shine, mode, cutoff, normal=surface.normal_texture)
-
-
-def scaled(texture: Tensor | None, factor: float) -> Tensor:  # uint8 [H, W]
-    import torch
-
-    texture = torch.full((1, 1), 255, dtype=torch.uint8) if texture is None else texture
-    return (texture.float() * min(max(factor, 0.0), 1.0)).round().byte()
-
-
-def of_one_size(*textures: Tensor) -> tuple[Tensor, ...]:  # uint8 [H, W, C] each
-    """Single texels as large as the other textures; those come from one picture, and are alike."""
-    height, width = (max(texture.shape[i] for texture in textures) for i in (0, 1))
-    return tuple(texture.expand(height, width, -1) for texture in textures)
+    return painted.read_painted(path)
 
 
 def read_grid(path: Path) -> Subject:

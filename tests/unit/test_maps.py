@@ -20,10 +20,11 @@ from trellis_core.geometry.ambient import bake_ambient, cosine_directions
 from trellis_core.geometry.bake import cover_texels
 from trellis_core.geometry.camera import orbit_camera
 from trellis_core.geometry.cleanup import weld_vertices
-from trellis_core.geometry.normal_map import bake_normal_map, corner_tangents, decode, encode
+from trellis_core.geometry.normal_map import bake_normal_map, decode, encode
 from trellis_core.geometry.normals import vertex_normals
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
 from trellis_core.geometry.simplify import simplify
+from trellis_core.geometry.tangents import corner_tangents
 from trellis_core.geometry.types import Asset, Material, Mesh, QualityReport
 from trellis_core.geometry.unwrap import unwrap
 from trellis_core.kernels.table import Kernels, resolve_kernels

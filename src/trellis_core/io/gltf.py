@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_core.errors import UsageError
-from trellis_core.geometry.tangents import vertex_tangents
+from trellis_core.geometry.tangents import with_tangents
 from trellis_core.geometry.types import Asset, Material
 from trellis_core.io.draco import encode_draco
 from trellis_core.io.files import write_files
@@ -154,16 +154,17 @@ def build_gltf(
 
 def add_primitive(document: Document, asset: Asset) -> tuple[dict[str, Any], dict[str, Any]]:
     """A mesh's accessors: the primitive, and the transform that its node needs."""
-    mesh = asset.mesh
-    attributes = {"POSITION": to_y_up(in_meters(asset))}
+    mesh, tangents = asset.mesh, None
+    has_frames = asset.material.normal is not None and mesh.uvs is not None and mesh.normals is not None
+    if has_frames and not document.settings.draco:  # Draco keeps no tangents
+        mesh, tangents = with_tangents(mesh.to("cpu"))
+    attributes = {"POSITION": to_y_up(in_meters(replace(asset, mesh=mesh)))}
     if mesh.normals is not None:
         attributes["NORMAL"] = to_y_up(mesh.normals)
+    if tangents is not None:
+        attributes["TANGENT"] = torch.cat([to_y_up(tangents[:, :3]), tangents[:, 3:]], dim=1)
     if mesh.uvs is not None:
         attributes["TEXCOORD_0"] = mesh.uvs.detach().cpu().float()
-        has_frames = asset.material.normal is not None and mesh.normals is not None
-        if has_frames and not document.settings.draco:  # Draco keeps no tangents
-            tangents = vertex_tangents(mesh.to("cpu"))
-            attributes["TANGENT"] = torch.cat([to_y_up(tangents[:, :3]), tangents[:, 3:]], dim=1)
     elif mesh.colors is not None:
         attributes["COLOR_0"] = linear_colors(mesh.colors)
     if document.settings.draco:

@@ -59,6 +59,33 @@ def open_scene(path: Path, **options: Any) -> Any:
     )
 
 
+def scene_parts(path: Path, **options: Any) -> list[Any]:
+    """The triangle meshes of a file as `trimesh.Trimesh`, in their places. Raises as `open_scene`."""
+    import trimesh
+
+    scene = open_scene(path, **options)
+    parts = []
+    for node in scene.graph.nodes_geometry:
+        place, name = scene.graph[node]
+        shape = scene.geometry[name]
+        if isinstance(shape, trimesh.Trimesh) and len(shape.faces):
+            part = shape.copy(include_cache=True)  # `Scene.dump` forgets the file's normals
+            part.apply_transform(place)
+            parts.append(part)
+    return parts
+
+
+def file_normals(part: Any) -> NDArray[np.float32] | None:  # [V, 3]
+    """Normals at the vertices of a part as its file has them; None if any is missing or no direction."""
+    known = part._cache.cache.get("vertex_normals")  # asked openly, trimesh would make up smooth ones
+    if known is None or len(known) != len(part.vertices):
+        return None
+    length = np.linalg.norm(known, axis=1, keepdims=True)
+    if not (np.isfinite(length) & (length > 0)).all():
+        return None
+    return np.asarray(known / length, np.float32)
+
+
 def read_document(path: Path) -> tuple[dict[str, Any], bytes]:
     """The JSON of a GLB or glTF file, and the binary chunk of a GLB."""
     content = path.read_bytes()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.sample import sample_voxels
+from trellis_core.geometry.tangents import Frames
 from trellis_core.geometry.types import (
     ALPHA,
     BASE_COLOR,
@@ -38,6 +39,7 @@ class PaintedMesh:
     mesh: Mesh  # with uvs, which may leave [0, 1]: textures repeat
     materials: tuple[Material, ...]
     owner: Tensor  # int64 [F]  material of each face
+    frames: Frames | None = None  # of normal maps; None: they are worked out for every picture
 
     def to(self, device: torch.device | str) -> PaintedMesh:
         def moved(image: Tensor | None) -> Tensor | None:
@@ -53,12 +55,15 @@ class PaintedMesh:
             )
             for m in self.materials
         )
-        return PaintedMesh(self.mesh.to(device), materials, self.owner.to(device))
+        frames = None if self.frames is None else self.frames.to(device)
+        return PaintedMesh(self.mesh.to(device), materials, self.owner.to(device), frames)
 
     @classmethod
     def of(cls, asset: Asset) -> PaintedMesh:
         owner = torch.zeros(len(asset.mesh.faces), dtype=torch.int64, device=asset.mesh.faces.device)
-        return cls(asset.mesh, (asset.material,), owner)
+        has_map = asset.material.normal is not None and asset.mesh.uvs is not None
+        framed = has_map and asset.mesh.normals is not None
+        return cls(asset.mesh, (asset.material,), owner, Frames.of(asset.mesh) if framed else None)
 
 
 Painted = PaintedMesh | VoxelMesh  # a mesh that knows its material
@@ -76,6 +81,19 @@ class Surface:
     occlusion: Tensor | None = None  # float32 [P, 1]  share of the light from all around that gets there
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPoints:
+    """Points of a mesh that a camera sees."""
+
+    face: Tensor  # int64 [P]
+    weight: Tensor  # float32 [P, 3]  barycentric
+    uv: Tensor  # float32 [P, 2]
+    normal: Tensor  # float32 [P, 3]  unit, world space, turned to the viewer
+
+    def at(self, rows: Tensor) -> SeenPoints:
+        return SeenPoints(self.face[rows], self.weight[rows], self.uv[rows], self.normal[rows])
+
+
 def is_opaque(painted: Painted) -> bool:
     if isinstance(painted, PaintedMesh):
         return all(material.alpha_mode == "OPAQUE" for material in painted.materials)
@@ -90,38 +108,52 @@ def sample_surface(painted: Painted, buffers: MeshBuffers, opaque: bool) -> Surf
     mesh = painted.mesh
     if mesh.uvs is None:
         raise ValueError("the mesh has no texture coordinates")
-    face = buffers.face[buffers.mask].long()
+    face, weight = buffers.face[buffers.mask].long(), buffers.barycentric[buffers.mask]
     corners = mesh.faces.to(face.device)[face].long()
-    uv = interpolate(mesh.uvs.to(face.device)[corners], buffers.barycentric[buffers.mask])
+    uv = interpolate(mesh.uvs.to(face.device)[corners], weight)
+    points = SeenPoints(face, weight, uv, buffers.normal[buffers.mask])
     if len(painted.materials) == 1:
-        return add_maps(sample_material(painted.materials[0], uv), painted, buffers, uv)
+        return sample_painted(painted, 0, points)
     owner = painted.owner.to(face.device)[face]
-    rows = torch.zeros(len(face), 6, device=face.device)
+    rows = torch.zeros(len(face), 10, device=face.device)
     for number in owner.unique().tolist():
         mine = torch.nonzero(owner == number)[:, 0]
-        part = sample_material(painted.materials[number], uv[mine])
-        rows[mine] = torch.cat([part.base_color, part.metallic, part.roughness, part.alpha], 1)
-    return Surface(rows[:, :3], rows[:, 3:4], rows[:, 4:5], rows[:, 5:])
+        part = sample_painted(painted, number, points.at(mine))
+        normal = points.normal[mine] if part.normal is None else part.normal
+        open_to = torch.ones_like(part.alpha) if part.occlusion is None else part.occlusion
+        columns = (part.base_color, part.metallic, part.roughness, part.alpha, normal, open_to)
+        rows[mine] = torch.cat(columns, 1)
+    return Surface(*rows.split([3, 1, 1, 1, 3, 1], dim=1))
 
 
-def add_maps(surface: Surface, painted: PaintedMesh, buffers: MeshBuffers, uv: Tensor) -> Surface:
-    """The surface with what the normal map and the occlusion of the only material say."""
-    (material,) = painted.materials
+def sample_painted(painted: PaintedMesh, number: int, points: SeenPoints) -> Surface:
+    """What one material says at points of the mesh, its normal map and occlusion included."""
+    material, device = painted.materials[number], points.uv.device
+    surface = sample_material(material, points.uv)
+    uv = repeated(points.uv)
     if material.occlusion is not None:
-        image = material.occlusion[..., None].to(uv.device)
+        image = material.occlusion[..., None].to(device)
         surface = replace(surface, occlusion=sample_texture(image, uv, color_channels=0))
     if material.normal is not None and painted.mesh.normals is not None:
-        texel = sample_texture(material.normal.to(uv.device), uv, color_channels=0)
-        surface = replace(surface, normal=mapped_normals(painted.mesh, buffers, texel))
+        mesh = painted.mesh.to(device)
+        frames = Frames.of(mesh) if painted.frames is None else painted.frames.to(device)
+        texel = sample_texture(material.normal.to(device), uv, color_channels=0)
+        normal = mapped_normals(mesh, frames, points.face, points.weight, points.normal, texel)
+        surface = replace(surface, normal=normal)
     return surface
 
 
 def sample_material(material: Material, uv: Tensor) -> Surface:  # float32 [P, 2]
-    outside = (uv < -ROUNDING) | (uv > 1 + ROUNDING)
-    uv = torch.where(outside, uv - uv.floor(), uv)  # textures repeat
+    uv = repeated(uv)
     base = sample_texture(material.base_color.to(uv.device), uv, color_channels=3)
     other = sample_texture(material.metallic_roughness.to(uv.device), uv, color_channels=0)
     return Surface(base[:, :3], other[:, 2:3], other[:, 1:2], opacity(base[:, 3:], material))
+
+
+def repeated(uv: Tensor) -> Tensor:
+    """Texture coordinates inside the texture: outside of it, it repeats."""
+    outside = (uv < -ROUNDING) | (uv > 1 + ROUNDING)
+    return torch.where(outside, uv - uv.floor(), uv)
 
 
 def sample_material_voxels(voxels: PBRVoxels, position: Tensor, opaque: bool) -> Surface:  # float32 [P, 3]

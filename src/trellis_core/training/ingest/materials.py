@@ -22,7 +22,7 @@ from trellis_core.geometry.normals import crease_normals
 from trellis_core.geometry.types import Mesh
 from trellis_core.io.gltf import from_y_up
 from trellis_core.io.meshes import SUFFIXES, Y_UP
-from trellis_core.io.scene import open_scene
+from trellis_core.io.scene import scene_parts
 from trellis_core.training.ingest.surfaces import AlphaMode, SurfaceMaterial, TexturedMesh, to_linear, to_srgb
 
 LONGEST_SIDE = 0.99999  # of the unit cube, so that nothing touches its walls
@@ -89,15 +89,15 @@ def read_ingested(path: Path, max_faces: int = 20_000_000) -> IngestedMesh:
     return IngestedMesh(shape, look, (x, y, z), LONGEST_SIDE / extent)
 
 
-def read_parts(path: Path) -> Sequence[Any]:
-    """The meshes of a scene with their transformations applied. Raises `InputError`."""
-    import trimesh
+def read_parts(path: Path, *, process: bool = True) -> Sequence[Any]:
+    """The meshes of a scene with their transformations applied. Raises `InputError`.
 
+    With `process` vertices that are nearly alike become one.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"unknown mesh format `{path.suffix}`", hint=f"use one of: {', '.join(SUFFIXES)}")
     try:
-        scene = open_scene(path)
-        parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+        parts = scene_parts(path, process=process)
     except InputError:
         raise
     except Exception as error:  # trimesh raises whatever its parsers run into
@@ -141,6 +141,8 @@ def look_of(part: Any, *, linear: bool) -> tuple[Tensor, SurfaceMaterial]:
                 metallic_texture=None,
                 roughness_texture=None,
                 alpha_texture=None,
+                normal_texture=None,
+                occlusion_texture=None,
             )
         corners = np.asarray(uv, np.float32)[part.faces] if known else np.zeros((len(part.faces), 3, 2))
         return torch.from_numpy(corners).float(), read
@@ -158,6 +160,7 @@ def pbr_material(material: Any, linear: bool) -> SurfaceMaterial:
         None if color is None else tinted(color[..., :3], factor[:3] if linear else to_linear(factor[:3]))
     )
     surface = pixels(material.metallicRoughnessTexture, "RGB")
+    occlusion = pixels(material.occlusionTexture, "RGB")
     mode = (material.alphaMode or "OPAQUE").upper()
     cutoff = 0.5 if material.alphaCutoff is None else float(material.alphaCutoff)
     return SurfaceMaterial(
@@ -172,6 +175,7 @@ def pbr_material(material: Any, linear: bool) -> SurfaceMaterial:
         roughness_texture=None if surface is None else surface[..., 1].contiguous(),
         alpha_texture=None if color is None or mode == "OPAQUE" else color[..., 3].contiguous(),
         normal_texture=pixels(material.normalTexture, "RGB"),
+        occlusion_texture=None if occlusion is None else occlusion[..., 0].contiguous(),
     )
 
 

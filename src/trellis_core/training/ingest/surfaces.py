@@ -38,6 +38,7 @@ class SurfaceMaterial:
     roughness_texture: Tensor | None = None  # uint8 [H, W]
     alpha_texture: Tensor | None = None  # uint8 [H, W]
     normal_texture: Tensor | None = None  # uint8 [H, W, 3]  tangent space
+    occlusion_texture: Tensor | None = None  # uint8 [H, W]
     filter: Filter = "LINEAR"
     wrap: Wrap = "REPEAT"
 
