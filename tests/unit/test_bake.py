@@ -7,22 +7,25 @@ import pytest
 import torch
 
 from tests.shapes import dual_grid, rainbow, sphere, torus
+from trellis_core.geometry import bake, infill
 from trellis_core.geometry.bake import (
-    NEAR,
     average_texels,
     bake_texture,
-    nearest_voxels,
+    bands_of,
+    cover_rows,
+    cover_texels,
     to_bytes,
     to_images,
 )
 from trellis_core.geometry.infill import nearest_covered, paint_texture
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
+from trellis_core.geometry.sample import NEAR, nearest_voxels
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.types import Mesh, PBRVoxels
 from trellis_core.geometry.unwrap import unwrap
 from trellis_core.kernels.table import Kernels
 
-KERNELS = Kernels({"rasterize": "warp", "closest_point": "warp"})
+KERNELS = Kernels({"rasterize": "warp", "closest_point": "warp", "voxel_sampler": "warp"})
 
 
 def flat_square(side: float = 0.8) -> Mesh:
@@ -65,7 +68,7 @@ def test_every_covered_texel_holds_the_material_at_its_point():
     want = torch.stack([x + 0.5, y + 0.5], 2)
     got = baked.image[..., :2].float() / 255
     assert (got - want)[inside].abs().max() < 0.5 / 255 + 1e-4
-    assert len(baked.texel) == int(inside.sum())
+    assert torch.equal(baked.covered, inside)
     assert baked.unsupported == 0
 
 
@@ -116,8 +119,8 @@ def test_a_coarse_texture_averages_what_a_texel_covers():
     checker = (voxels.coords[:, :2].sum(1) % 2).float()
     voxels = PBRVoxels(voxels.coords, checker[:, None].expand(-1, 6).contiguous(), resolution)
     baked = bake_texture(flat_square(), voxels, size, original=None, kernels=KERNELS)
-    assert len(baked.texel) == 36
-    assert (baked.attrs - 0.5).abs().max() < 0.3
+    assert baked.covered.sum() == 36
+    assert (baked.image[baked.covered].float() / 255 - 0.5).abs().max() < 0.3
 
 
 def test_averaging_counts_only_the_samples_that_exist():
@@ -198,3 +201,28 @@ def test_a_point_finds_its_nearest_voxel_within_reach_and_none_beyond():
     assert 0 < int(reachable.sum()) < len(points)
     assert torch.equal(found >= 0, reachable)
     assert torch.equal(square.gather(1, found.clamp_min(0)[:, None])[reachable, 0], square.amin(1)[reachable])
+
+
+def test_a_texture_made_in_many_bands_is_the_one_made_at_once(monkeypatch):
+    mesh, original, voxels = unwrapped(torus(), 32, faces=300)
+    whole = cover_texels(mesh, 250, KERNELS)
+    at_once = [bake_texture(mesh, voxels, s, original=original, kernels=KERNELS) for s in (100, 250)]
+    for module in (bake, infill):
+        monkeypatch.setattr(module, "BAND", 5000)
+    assert len(bands_of(250)) > 10
+    pieces = cover_texels(mesh, 250, KERNELS)
+    assert torch.equal(pieces.index, whole.index) and torch.equal(pieces.face, whole.face)
+    assert torch.equal(pieces.position, whole.position)
+    rows = cover_rows(mesh, 250, range(100, 120), KERNELS)
+    assert torch.equal(rows.index, whole.index[(whole.index >= 25_000) & (whole.index < 30_000)])
+    for one, size in zip(at_once, (100, 250), strict=True):
+        other = bake_texture(mesh, voxels, size, original=original, kernels=KERNELS)
+        assert torch.equal(other.image, one.image) and torch.equal(other.covered, one.covered)
+
+
+def test_baking_has_the_same_bytes_with_the_reference_kernels():
+    mesh, original, voxels = unwrapped(torus(), 32, faces=300)
+    fast = bake_texture(mesh, voxels, 128, original=original, kernels=KERNELS)
+    plain = bake_texture(mesh, voxels, 128, original=original, kernels=Kernels())
+    assert torch.equal(fast.covered, plain.covered)
+    assert (fast.image.int() - plain.image.int()).abs().max() <= 1

@@ -280,7 +280,6 @@ def unwrap_mesh(mesh: Mesh, settings: ExportSettings, voxel: float, runtime: Run
 
 def bake_original(part: Prepared, voxels: PBRVoxels, settings: ExportSettings, runtime: Runtime) -> Baked:
     """The material of the voxels, on the texture of a mesh; on the runtime's device."""
-    runtime.report("bake", 0, 4)
     device = runtime.device
     return bake_texture(
         part.mesh.to(device),
@@ -324,7 +323,7 @@ def assemble(
 def to_material(baked: Baked, settings: ExportSettings) -> Material:
     """The images of a baked mesh."""
     base_color, metallic_roughness = (image.cpu() for image in to_images(baked.image))
-    alpha_mode = choose_alpha(baked.attrs[:, ALPHA], settings.alpha)
+    alpha_mode = choose_alpha(baked.alpha, settings.alpha)
     if alpha_mode == "OPAQUE":
         base_color[..., 3] = 255
     return Material(base_color, metallic_roughness, alpha_mode)

@@ -188,7 +188,9 @@ def bake_views(
         attrs[unseen], seen[unseen] = look_up(texels, unseen, mesh, fallback, runtime.kernels)
     image = paint_texture(to_bytes(attrs[seen]), texels.index[seen], texture_size)
     missing = float((~seen).float().mean()) if len(seen) else 1.0
-    return Baked(image, texels.index[seen], attrs[seen], missing)
+    covered = torch.zeros(texture_size**2, dtype=torch.bool, device=runtime.device)
+    covered[texels.index[seen]] = True
+    return Baked(image, covered.view(texture_size, texture_size), missing)
 
 
 def look(
