@@ -38,7 +38,7 @@ CORE = 0.94  # of the way to the middle: the core of a round wire keeps some are
 INSET = 0.1  # of the way from a corner to the middle of its face, where thickness is measured
 LONGEST = 2.0  # voxels: longer sides are halved before thickness is measured
 BLOCK = 4  # lattice points per side of the blocks that are searched for points near the surface
-CHUNK = 1 << 19
+CHUNK = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
