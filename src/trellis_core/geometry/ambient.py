@@ -58,6 +58,10 @@ def bake_ambient(
     point, normal = where_to_look_from(mesh, scene, spots, beneath)
     count = math.ceil(rays / SHARED[rounds])
     seen = look_around(point, normal, scene, spots.index, texture_size, count, both_sides, runtime)
+    if beneath is not None:  # from a place that lies below the original, one would see nothing
+        lost = torch.nonzero(beneath.face < 0).reshape(-1)
+        own = (point[lost], normal[lost], mesh, spots.index[lost])
+        seen[:, lost] = look_around(*own, texture_size, count, both_sides, runtime)
     share = share_rays(seen, spots, mesh, texture_size, rounds).amax(0)
     values = (share.clamp(0, 1) * 255).round().to(torch.uint8)
     return paint_texture(values[:, None], spots.index, texture_size)[..., 0]

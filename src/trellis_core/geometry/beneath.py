@@ -23,6 +23,8 @@ SAMPLES = 4000  # texels by which the distance between the two surfaces is estim
 AMPLE = 2.0  # times the largest of these distances is searched
 FARTHEST = 0.1  # of the object's diagonal
 AGREE = 0.1  # cosine between the normals of a texel and of the surface it is given
+LAYERS = 4  # of surface that a texel looks through on either side
+SKIP = 1e-4  # of the reach: a ray goes on so far behind what it has hit
 CHUNK = 1 << 20  # texels at a time
 
 
@@ -115,7 +117,8 @@ def find_surface(
 ) -> tuple[Tensor, Tensor]:  # int64 [Q] -1 where none, float32 [Q, 3] barycentric
     """The nearest face of the original along the normal, in front or behind, else the closest one around.
 
-    Only faces that look the same way as the normal count, with `either_side` also the opposite way.
+    Only faces that look the same way as the normal count, with `either_side` also the opposite way; the others
+    are looked through, as the back of a thin wall may lie before its front.
     """
     ray_cast: Any = kernels["ray_cast"]
     closest_point: Any = kernels["closest_point"]
@@ -127,12 +130,22 @@ def find_surface(
     best = torch.full_like(points[:, 0], torch.inf)
     found = torch.full_like(best, -1, dtype=torch.int64)
     weights = torch.zeros_like(points)
+    step = SKIP * reach
     for direction in (normals, -normals):
-        distance, face, weight = ray_cast(points, direction, original.vertices, original.faces, reach)
-        better = (distance < best) & agrees(face.long(), normals)
-        best = torch.where(better, distance, best)
-        found = torch.where(better, face.long(), found)
-        weights = torch.where(better[:, None], weight, weights)
+        rows, behind = torch.arange(len(points), device=points.device), torch.zeros_like(best)
+        for _ in range(LAYERS):
+            along = direction[rows].contiguous()
+            start = points[rows] + along * behind[:, None]
+            distance, face, weight = ray_cast(start, along, original.vertices, original.faces, reach)
+            distance = distance + behind
+            nearer = distance < best[rows].clamp_max(reach)
+            fits = nearer & agrees(face.long(), normals[rows])
+            hit = rows[fits]
+            best[hit], found[hit], weights[hit] = distance[fits], face.long()[fits], weight[fits]
+            on = nearer & ~fits  # what is hit looks the other way: go on behind it
+            rows, behind = rows[on], distance[on] + step
+            if not len(rows):
+                break
     lost = torch.nonzero(found < 0).reshape(-1)
     if len(lost):
         _, face, weight = closest_point(points[lost], original.vertices, original.faces, reach)
