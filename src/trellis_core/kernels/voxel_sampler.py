@@ -65,13 +65,15 @@ def index_voxels(
     coords: Tensor,  # int32 [N, 3]
     size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Sorted keys of the voxels inside the grid, and their rows in `coords`."""
+    """Sorted keys of the voxels inside the grid, each once, and the first row of each in `coords`."""
     valid = inside(coords, size)
-    if bool(valid.all()):
-        return sort_keys(linear_keys(coords, size))
-    kept = valid.nonzero().squeeze(1)
-    keys, order = sort_keys(linear_keys(coords[kept], size))
-    return keys, kept[order]
+    kept = None if bool(valid.all()) else valid.nonzero().squeeze(1)
+    keys, rows = sort_keys(linear_keys(coords if kept is None else coords[kept], size))
+    repeated = keys[1:] == keys[:-1]
+    if bool(repeated.any()):
+        first = torch.cat([repeated.new_ones(1), ~repeated])
+        keys, rows = keys[first], rows[first]
+    return keys, rows if kept is None else kept[rows]
 
 
 def find_voxels(
