@@ -19,12 +19,14 @@ from trellis_core.errors import OutputError
 from trellis_core.geometry.types import Material
 
 WEBP_QUALITY = 90  # of the base color
-WEBP_EFFORT = 1  # 0 .. 6; more effort costs seconds and saves a few per cent
+# Methods 0 .. 6 of WebP, measured on a 4096^2 texture with one core: lossy 0, 1, 2 take 0.4 s each for 478, 489
+# and 418 KiB; lossless 0 takes 0.8 s for 3,107 KiB, and 1 takes 2.2 s for 2,651 KiB
+LOSSY_EFFORT, LOSSLESS_EFFORT = 2, 0
 JPEG_QUALITY = 92
 PNG_LEVEL = 4
 MIME = {"webp": "image/webp", "png": "image/png", "jpeg": "image/jpeg"}
 SUFFIX = {"webp": ".webp", "png": ".png", "jpeg": ".jpg"}
-THREADS = 4
+THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,9 @@ def encode_image(image: Tensor, texture_format: str, quality: int | None = None)
     elif texture_format == "jpeg":
         picture.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     elif texture_format == "webp" and quality is None:
-        picture.save(file, "WEBP", lossless=True, method=WEBP_EFFORT, quality=20, exact=True)
+        picture.save(file, "WEBP", lossless=True, method=LOSSLESS_EFFORT, quality=20, exact=True)
     elif texture_format == "webp":
-        picture.save(file, "WEBP", quality=quality, method=WEBP_EFFORT, exact=True)
+        picture.save(file, "WEBP", quality=quality, method=LOSSY_EFFORT, exact=True)
     else:
         raise OutputError(f"unknown texture format `{texture_format}`", hint=f"use one of: {', '.join(MIME)}")
     return file.getvalue()
