@@ -19,8 +19,8 @@ from trellis_core.errors import OutputError
 from trellis_core.geometry.types import Material
 
 WEBP_QUALITY = 90  # of the base color
-# Methods 0 .. 6 of WebP, measured on a 4096^2 texture with one core: lossy 0, 1, 2 take 0.4 s each for 478, 489
-# and 418 KiB; lossless 0 takes 0.8 s for 3,107 KiB, and 1 takes 2.2 s for 2,651 KiB
+# Methods 0 .. 6 of WebP. Measured on a texture of 4096^2, one core: lossy 0, 1, 2 take 0.4 s for 478, 489
+# and 418 KiB; lossless 0 takes 0.8 s for 3,107 KiB, 1 takes 2.2 s for 2,651 KiB.
 LOSSY_EFFORT, LOSSLESS_EFFORT = 2, 0
 JPEG_QUALITY = 92
 PNG_LEVEL = 4
