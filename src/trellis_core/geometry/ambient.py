@@ -25,7 +25,8 @@ RAYS = 256
 LIFT = 5e-4  # of the object's diagonal: rays start this far above the surface
 SHARED = (1.0, 7.1, 33.9, 140.0, 563.0)  # texels that a texel counts after so many rounds of smoothing
 ROUNDS = ((256, 1), (1024, 2), (2048, 3), (math.inf, 4))  # by texture size: what is shared is as wide
-APART = 3.0  # times their distance in the texture that texels of one surface may lie apart on it
+APART = 3.0  # times their distance in the texture that texels which share may lie apart on the surface
+TURNED = 0.6  # between their normals, as vectors
 KINDS = 4  # the texels of a square send their rays to different heights
 CHUNK = 1 << 20  # texels at a time
 
@@ -62,7 +63,7 @@ def bake_ambient(
         lost = torch.nonzero(beneath.face < 0).reshape(-1)
         own = (point[lost], normal[lost], mesh, spots.index[lost])
         seen[:, lost] = look_around(*own, texture_size, count, both_sides, runtime)
-    share = share_rays(seen, spots, mesh, texture_size, rounds).amax(0)
+    share = share_rays(seen, spots, mesh, normal, texture_size, rounds).amax(0)
     values = (share.clamp(0, 1) * 255).round().to(torch.uint8)
     return paint_texture(values[:, None], spots.index, texture_size)[..., 0]
 
@@ -139,39 +140,46 @@ def share_rays(
     seen: Tensor,  # float32 [K, Q]
     spots: Spots,
     mesh: Mesh,
+    normal: Tensor,  # float32 [Q, 3]  where the rays started
     size: int,
     rounds: int,
 ) -> Tensor:  # float32 [K, Q]
     """Weighted mean of each texel and those around it on the surface.
 
     A tent over three texels, then over every second one, every fourth, ...: what was averaged is averaged
-    again (Dammertz et al., "Edge-avoiding à-trous wavelet transform", 2010). Where charts meet in the texture
-    their places lie apart.
+    again (Dammertz et al., "Edge-avoiding à-trous wavelet transform", 2010). Texels that lie apart, as those
+    of other charts, or look another way, as those behind an edge, do not count.
     """
     side = (float(face_areas(mesh.vertices, mesh.faces).sum()) / max(len(spots.index), 1)) ** 0.5
     image = torch.zeros(len(seen), size * size, device=seen.device)
     image[:, spots.index] = seen
     image = image.view(-1, size, size)
-    place = torch.full((3, size * size), torch.nan, device=seen.device)  # far from everything
-    place[:, spots.index] = places(mesh, spots).T
-    place = place.view(3, size, size)
+    guide = torch.full((6, size * size), torch.nan, device=seen.device)  # unlike everything
+    guide[:3, spots.index] = (places(mesh, spots) / (APART * side)).T
+    guide[3:, spots.index] = (normal / TURNED).T
+    guide = guide.view(6, size, size)
     for step in (1 << number for number in range(rounds)):
         if step >= size:
             break
         for axis in (1, 2):
-            image = tent(image, place, axis, step, (APART * step * side) ** 2)
+            image = tent(image, guide, axis, step)
     return image.view(len(seen), -1)[:, spots.index]
 
 
-def tent(image: Tensor, place: Tensor, axis: int, step: int, limit: float) -> Tensor:
-    """Half of each texel and a quarter of those `step` before and behind it, where they are near in space."""
+def tent(
+    image: Tensor,  # float32 [K, S, S]
+    guide: Tensor,  # float32 [6, S, S]  place and normal
+    axis: int,
+    step: int,
+) -> Tensor:
+    """Half of each texel and a quarter of those `step` before and behind it, where they are like it."""
     length = image.shape[axis] - step
     first, last = (0, length), (step, length)
-    apart = torch.zeros_like(place[0].narrow(axis - 1, *first))
-    for plane in place:
+    apart = torch.zeros_like(guide[0].narrow(axis - 1, *first))
+    for plane, scale in zip(guide, [step**-2] * 3 + [1.0] * 3, strict=True):
         gap = plane.narrow(axis - 1, *first) - plane.narrow(axis - 1, *last)
-        apart.addcmul_(gap, gap)
-    near = (apart < limit).float().mul_(0.25)
+        apart.addcmul_(gap, gap, value=scale)
+    near = (apart < 1).float().mul_(0.25)
     total, weight = image * 0.5, torch.full_like(image[:1], 0.5)
     for here, there in ((first, last), (last, first)):
         total.narrow(axis, *here).addcmul_(image.narrow(axis, *there), near)

@@ -1,7 +1,7 @@
 """Where the original surface lies, seen from the texels of a simpler mesh.
 
-Each texel looks along the normal of the simple mesh, forwards and backwards, for the nearest piece of the
-original that faces its way. What is baked from there - normals, shadows - is up to others.
+Each texel looks along the smooth normal of the simple mesh, forwards and backwards, for the nearest piece of
+the original that faces its way. What is baked from there - normals, shadows - is up to others.
 Letters: S texture side, Q texels, F faces.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trellis_core.geometry.connectivity import row_keys
+from trellis_core.geometry.normals import vertex_normals
 from trellis_core.geometry.tangents import blend
 from trellis_core.geometry.triangles import face_normals, unit
 from trellis_core.geometry.types import Mesh
@@ -64,11 +66,12 @@ def find_beneath(
     spots = cover_spots(mesh, texture_size, runtime.kernels)
     reach = search_reach(mesh, spots, original, runtime.kernels)
     target = face_normals(original.vertices, original.faces)
+    outward, corners = projection(mesh)
     faces, weights = [spots.face[:0]], [spots.weight[:0]]
     for part in spots.parts(CHUNK):
         runtime.report("original", len(faces) - 1, len(spots.index) // CHUNK + 1)
-        place, normal = places(mesh, part), smooth_normals(mesh, part)
-        face, weight = find_surface(place, normal, original, target, reach, runtime.kernels, either_side)
+        place, along = places(mesh, part), unit(blend(outward[corners[part.face]], part.weight))
+        face, weight = find_surface(place, along, original, target, reach, runtime.kernels, either_side)
         faces.append(face)
         weights.append(weight)
     return Beneath(spots, torch.cat(faces), torch.cat(weights))
@@ -82,6 +85,19 @@ def cover_spots(mesh: Mesh, size: int, kernels: Kernels) -> Spots:
     face, weight = rasterize(pixel, mesh.faces, size, size)
     index = torch.nonzero(face.reshape(-1) >= 0).reshape(-1)
     return Spots(index, face.reshape(-1)[index].long(), weight.reshape(-1, 3)[index])
+
+
+def projection(mesh: Mesh) -> tuple[Tensor, Tensor]:  # float32 [V, 3], int64 [F, 3]
+    """Directions in which to look, and which of them belong to each corner.
+
+    Smooth also across creases and seams: what is seen on both sides of an edge goes on without a step.
+    """
+    bits = (mesh.vertices.float() + 0.0).contiguous().view(torch.int32)  # -0 and 0 are one
+    places, owner = torch.unique(row_keys(bits), return_inverse=True)
+    place = torch.zeros(len(places), 3, device=bits.device)
+    place[owner] = mesh.vertices.float() + 0.0  # what is written twice is the same
+    corners = owner[mesh.faces.long()]
+    return vertex_normals(place, corners), corners
 
 
 def places(mesh: Mesh, spots: Spots) -> Tensor:  # float32 [Q, 3]
@@ -108,7 +124,7 @@ def search_reach(mesh: Mesh, spots: Spots, original: Mesh, kernels: Kernels) -> 
 
 def find_surface(
     points: Tensor,  # float32 [Q, 3]
-    normals: Tensor,  # float32 [Q, 3]  unit
+    normals: Tensor,  # float32 [Q, 3]  unit, in which to look
     original: Mesh,
     target: Tensor,  # float32 [F, 3]  normals of the original's faces
     reach: float,
@@ -117,8 +133,8 @@ def find_surface(
 ) -> tuple[Tensor, Tensor]:  # int64 [Q] -1 where none, float32 [Q, 3] barycentric
     """The nearest face of the original along the normal, in front or behind, else the closest one around.
 
-    Only faces that look the same way as the normal count, with `either_side` also the opposite way; the others
-    are looked through, as the back of a thin wall may lie before its front.
+    Only faces that look the same way as the normal count, with `either_side` also the opposite way. The
+    others are looked through, as the back of a thin wall may lie before its front.
     """
     ray_cast: Any = kernels["ray_cast"]
     closest_point: Any = kernels["closest_point"]
