@@ -23,10 +23,11 @@ from trellis_core.geometry.asset import (
     clay,
     clean,
     make_solid,
-    reduce_faces,
+    reduce_in_steps,
     shade_mesh,
     unit_mm,
     unwrap_mesh,
+    what_cleaning_needs,
 )
 from trellis_core.geometry.bake import Texels, cover_texels, to_bytes, to_images
 from trellis_core.geometry.cleanup import remove_broken_faces, weld_vertices
@@ -100,19 +101,21 @@ def convert_mesh(
     welded = remove_broken_faces(weld_vertices(Mesh(mesh.vertices, mesh.faces), WELD))
     if not len(welded.faces):
         raise InputError("none of its triangles has an area", hint="repair it in a 3D program")
-    if repair:
-        voxels = color_voxels(welded, torch.zeros_like(welded.vertices), GRID)
-        most = replace(wanted[0], faces=max(settings.faces for settings in wanted))
-        welded = clean(welded, voxels, most, runtime).mesh
     runtime.report("clean", 4, 4)
-    reduced = welded
+    whole: dict[ExportSettings, Mesh] = {}
+    reduced: dict[ExportSettings, dict[int, Mesh]] = {}
     for number in sorted(range(len(wanted)), key=lambda number: -wanted[number].faces):
         settings = wanted[number]
+        same = what_cleaning_needs(settings, len(welded.faces))
+        if same not in whole:
+            whole[same] = repaired(welded, replace(settings, faces=same.faces), runtime) if repair else welded
+        original = whole[same]
         if settings.solid:
-            shape = make_solid(welded, settings, runtime)
+            shape = make_solid(original, settings, runtime)
         else:
-            shape = reduced = reduce_faces(reduced, settings, voxel, runtime)
-        asset = paint(shape, placed.source, welded, settings, runtime, extras or {})
+            done = reduced.setdefault(same, {})
+            shape = reduce_in_steps(original, settings.faces, voxel, runtime, done)
+        asset = paint(shape, placed.source, original, settings, runtime, extras or {})
         size = unit_mm(asset.mesh, settings.height_mm)
         if size is None:
             moved = asset.mesh.vertices * placed.extent + placed.middle
@@ -120,6 +123,12 @@ def convert_mesh(
         else:
             asset = replace(asset, unit_mm=size)
         yield number, replace(asset, writers=dict(writers or {}))
+
+
+def repaired(mesh: Mesh, settings: ExportSettings, runtime: Runtime) -> Mesh:
+    """Cleaned as what decoders make, on a grid of `GRID` voxels."""
+    voxels = color_voxels(mesh, torch.zeros_like(mesh.vertices), GRID)
+    return clean(mesh, voxels, settings, runtime).mesh
 
 
 def paint(
