@@ -339,24 +339,22 @@ def bake_maps(
     mesh: Mesh, original: Mesh | None, material: Material, settings: ExportSettings, runtime: Runtime
 ) -> Material:
     """The material with the maps that the settings ask for."""
-    if settings.normal_map and original is not None:  # a mesh that was not simplified has nothing to show
-        from trellis_core.geometry.normal_map import bake_normal_map
+    from trellis_core.geometry.maps import bake_detail
 
-        normal = bake_normal_map(mesh, original, settings.texture_size, runtime)
-        material = replace(material, normal=normal.cpu())
-    if settings.ambient:
-        from trellis_core.geometry.ambient import RAYS, bake_ambient
-
-        occlusion = bake_ambient(
-            mesh,
-            settings.texture_size,
-            RAYS,
-            runtime,
-            original=original,
-            both_sides=material.double_sided,
-        )
-        material = replace(material, occlusion=occlusion.cpu())
-    return material
+    normal, occlusion = bake_detail(
+        mesh,
+        original,
+        settings.texture_size,
+        runtime,
+        normal_map=settings.normal_map,
+        ambient=settings.ambient,
+        both_sides=material.double_sided,
+    )
+    return replace(
+        material,
+        normal=None if normal is None else normal.cpu(),
+        occlusion=None if occlusion is None else occlusion.cpu(),
+    )
 
 
 def unit_mm(mesh: Mesh, height_mm: float | None) -> float | None:
