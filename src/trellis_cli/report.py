@@ -111,6 +111,9 @@ def surface_text(m: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         if m.get("handles", 0) > 0:
             text += f", {count(m['handles'], 'tunnel')}"
         return text
+    if m["closed"]:
+        places = count(m["non_manifold_edges"], "edge")
+        return f"closed, without open borders; it touches itself along {places} (four or more faces meet)"
     found = []
     if m["boundary_edges"]:
         longest = length(m["longest_border"] * max(facts["size"]), facts["unit"])

@@ -1,4 +1,4 @@
-"""What `quality.py` does not ask: winding, borders, shells, and what can be seen from outside.
+"""How a surface hangs together: winding, borders, shells, and what can be seen from outside.
 
 For meshes from anywhere, of any size: lengths are relative to the longest side of the bounding box. Views
 from outside are parallel projections, as section "Orientation" of the project's geometry notes counts them.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.cleanup import component_sizes, number_places
+from trellis_core.geometry.cleanup import component_sizes, not_duplicate, number_places
 from trellis_core.geometry.connectivity import (
     Edges,
     connected_components,
@@ -32,14 +32,13 @@ from trellis_core.geometry.winding import consistent_winding, flip_faces
 from trellis_core.kernels.table import Kernels
 
 VIEW_SIDE = 512  # pixels
-VIEWS = ((250_000, 26), (1_000_000, 14))  # faces, views from outside; of larger meshes 6
+VIEWS = ((50_000, 26), (500_000, 14))  # faces, views from outside; of larger meshes 6
 UNSEEN = 0.01  # of the pixels that a free-standing piece of its area would fill
 SMALLEST_SEEN = 8.0  # pixels across: smaller pieces are not judged by what is seen of them
 DOUBLE_GAP = 0.03  # hidden pieces nearer to the visible surface are a second shell, others are inside
 SHELL_SAMPLES = 8192
 MOST_SHELLS = 64  # hidden pieces whose distance is measured, the largest first
 FARTHEST = 4.0
-INSIDE_OUT = 0.5  # share of back faces among first hits
 
 Watch = Callable[[int, int], None]  # (done, of)
 
@@ -80,26 +79,64 @@ def unit_box(mesh: Mesh) -> tuple[Mesh, Placement]:
     return replace(mesh, vertices=moved.float()), placement
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A mesh whose coinciding vertices count as one: texture seams are no borders."""
+
+    faces: Tensor  # int64 [F, 3]  over places
+    edges: Edges
+    piece: Tensor  # int64 [F]
+    pieces: int
+
+
+def join_corners(mesh: Mesh) -> Joined:
+    faces = number_places(mesh.vertices)[mesh.faces.long()]
+    edges = edges_of(faces)
+    component = connected_components(edges.vertices, int(faces.max()) + 1)
+    return Joined(faces, edges, *number_labels(component[faces[:, 0]]))
+
+
+def topology_metrics(mesh: Mesh, joined: Joined | None = None) -> dict[str, float | int | bool]:
+    """Edges, pieces and closedness."""
+    joined = joined or join_corners(mesh)
+    faces, face_count = joined.faces, joined.edges.face_count
+    count = len(face_count)
+    boundary, crowded = int((face_count == 1).sum()), int((face_count > 2).sum())
+    area, _ = component_sizes(mesh, joined.piece)
+    return {
+        "components": joined.pieces,
+        "largest_component_share": float(area.max() / area.sum().clamp_min(1e-30)),
+        "boundary_edges": boundary,
+        "boundary_share": boundary / count,
+        "non_manifold_edges": crowded,
+        "non_manifold_share": crowded / count,
+        "duplicate_faces": int((~not_duplicate(faces)).sum()),
+        "watertight": boundary == 0 and crowded == 0,
+        "euler_characteristic": len(torch.unique(faces)) - count + len(faces),
+    }
+
+
 def examine(
     mesh: Mesh,  # about as large as the unit cube, with indices in range
     kernels: Kernels,
     *,
+    joined: Joined | None = None,
     side: int = VIEW_SIDE,
     on_view: Watch = lambda done, of: None,
 ) -> dict[str, float | int | bool]:
     """Facts by name; shares are of all edges, of the area, or of what is seen from outside."""
-    welded = number_places(mesh.vertices)[mesh.faces.long()]
-    edges = edges_of(welded)
+    joined = joined or join_corners(mesh)
+    welded, edges = joined.faces, joined.edges
     facts: dict[str, float | int | bool] = {**border_metrics(mesh, welded, edges)}
     facts.update(winding_metrics(welded, edges))
-    piece, pieces = number_labels(connected_components(edges.vertices, int(welded.max()) + 1)[welded[:, 0]])
+    facts["mixed_share"] = facts["mixed_edges"] / len(edges.face_count)
     closed = facts["borders"] == 0 and not bool((edges.face_count > 2).any())
     if closed:
         facts["volume"] = signed_volume(mesh)
         euler = len(torch.unique(welded)) - len(edges.face_count) + len(welded)
         if facts["mixed_edges"] == 0:
-            facts["handles"] = pieces - euler // 2
-    facts.update(visibility_metrics(mesh, piece, kernels, side, on_view))
+            facts["handles"] = joined.pieces - euler // 2
+    facts.update(visibility_metrics(mesh, joined.piece, kernels, side, on_view))
     return facts
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.cleanup import DEGENERATE_AREA, component_sizes, not_duplicate, number_places
+from trellis_core.geometry.cleanup import DEGENERATE_AREA, number_places
 from trellis_core.geometry.connectivity import (
     connected_components,
     edges_of,
     number_labels,
     sum_by,
 )
+from trellis_core.geometry.examine import Watch, examine, join_corners, topology_metrics
 from trellis_core.geometry.triangles import aspect_ratios, face_areas
 from trellis_core.geometry.types import Mesh, QualityReport
 from trellis_core.kernels.table import Kernels
@@ -35,6 +36,9 @@ class QualityLimits:
     min_largest_share: float = 0.3  # of the area, in the largest component
     max_boundary_share: float = 0.1
     max_non_manifold_share: float = 0.01
+    max_mixed_share: float = 1e-3  # edges between faces that are wound against each other
+    max_back_face_share: float = 0.5  # of what is seen of a closed mesh; beyond, it is inside out
+    max_double_shells: int = 0  # hidden pieces just under the surface
     max_sliver_share: float = 0.2  # aspect ratio over 10; flat parts of coarse meshes have some
     max_extreme_sliver_share: float = 0.002  # over 100
     max_flips: int = 0
@@ -47,10 +51,11 @@ class QualityLimits:
 def check_mesh(
     mesh: Mesh,
     *,
-    kernels: Kernels | None = None,  # needed to measure coverage and overlap of texture coordinates
+    kernels: Kernels | None = None,  # needed to measure what is seen, and coverage of the texture
     texture_size: int = 1024,
     unsupported_texels: float = 0.0,
     limits: QualityLimits = QualityLimits(),
+    on_view: Watch = lambda done, of: None,
 ) -> QualityReport:
     """Measure a mesh. Positions that coincide count as one vertex, so texture seams are no borders."""
     metrics: dict[str, float | int | bool] = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
@@ -64,7 +69,10 @@ def check_mesh(
         return QualityReport(metrics, ("Some faces name vertices that do not exist.",), False)
 
     metrics.update(shape_metrics(mesh))
-    metrics.update(topology_metrics(mesh))
+    joined = join_corners(mesh)
+    metrics.update(topology_metrics(mesh, joined))
+    if kernels is not None:
+        metrics.update(examine(mesh, kernels, joined=joined, on_view=on_view))
     metrics["unsupported_texels"] = unsupported_texels
     if mesh.uvs is not None:
         metrics.update(uv_metrics(mesh, kernels, texture_size))
@@ -101,6 +109,27 @@ def check_mesh(
         "non_manifold_share",
         value("non_manifold_share") > limits.max_non_manifold_share,
         "{value:.1%} of the edges have more than two faces.",
+    )
+    complain(
+        "mixed_edges",
+        value("mixed_edges") > 0,
+        "{value:,} edges lie between faces that are wound against each other.",
+    )
+    complain("volume", value("volume") < 0 and not metrics["mixed_edges"], "The mesh is inside out.")
+    complain(
+        "mixed_edges",
+        value("mixed_share") > limits.max_mixed_share,
+        "{value} edges lie between faces that are wound against each other.",
+    )
+    complain(
+        "back_face_share",
+        bool(metrics["watertight"]) and value("back_face_share") > limits.max_back_face_share,
+        "The mesh is inside out.",
+    )
+    complain(
+        "double_shells",
+        value("double_shells") > limits.max_double_shells,
+        "{value} pieces are a second shell just under the surface.",
     )
     complain("degenerate_faces", value("degenerate_faces") > 0, "{value} faces have no area.")
     complain("duplicate_faces", value("duplicate_faces") > 0, "{value} faces are repeated.")
@@ -149,30 +178,6 @@ def shape_metrics(mesh: Mesh) -> dict[str, float | int]:
         "sliver_share": float((aspect > 10).double().mean()),
         "extreme_slivers": int((aspect > 100).sum()),
         "extreme_sliver_share": float((aspect > 100).double().mean()),
-    }
-
-
-def topology_metrics(mesh: Mesh) -> dict[str, float | int | bool]:
-    """Edges, pieces and closedness, with coinciding vertices taken as one."""
-    welded = number_places(mesh.vertices)
-    faces = welded[mesh.faces.long()]
-    edges = edges_of(faces)
-    count = len(edges.face_count)
-    boundary, crowded = int((edges.face_count == 1).sum()), int((edges.face_count > 2).sum())
-    vertices = int(welded.max()) + 1
-    piece = connected_components(edges.vertices, vertices)
-    component, number = number_labels(piece[faces[:, 0]])
-    area, _ = component_sizes(mesh, component)
-    return {
-        "components": number,
-        "largest_component_share": float(area.max() / area.sum().clamp_min(1e-30)),
-        "boundary_edges": boundary,
-        "boundary_share": boundary / count,
-        "non_manifold_edges": crowded,
-        "non_manifold_share": crowded / count,
-        "duplicate_faces": int((~not_duplicate(faces)).sum()),
-        "watertight": boundary == 0 and crowded == 0,
-        "euler_characteristic": len(torch.unique(faces)) - count + len(faces),
     }
 
 

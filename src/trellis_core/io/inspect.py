@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from trellis_core.errors import InputError
-from trellis_core.geometry.examine import INSIDE_OUT, Placement, Watch, examine, unit_box
+from trellis_core.geometry.examine import Placement, Watch, examine, unit_box
 from trellis_core.geometry.quality import QualityLimits, check_mesh, uv_metrics
 from trellis_core.geometry.triangles import CHUNK, face_areas
 from trellis_core.geometry.types import Mesh, QualityReport
 from trellis_core.io.facts import Facts, file_facts
 from trellis_core.io.gltf import from_y_up
 from trellis_core.io.meshes import Y_UP
-from trellis_core.io.scene import open_scene
+from trellis_core.io.scene import file_normals, scene_parts
 from trellis_core.kernels.table import Kernels
 
 TEXTURE_SIDES = (256, 2048)  # pixels at which texture coordinates are drawn to measure them
@@ -89,27 +89,19 @@ def inspect_raw(
 
 
 def shell_problems(metrics: Mapping[str, float | int | bool]) -> list[str]:
-    """Sentences for what `quality` does not judge."""
-    found = []
-    if metrics["mixed_edges"]:
-        found.append(f"{metrics['mixed_edges']:,} edges lie between faces that are wound against each other.")
-    if metrics["watertight"] and metrics["back_face_share"] > INSIDE_OUT:
-        found.append("The mesh is inside out.")
-    if metrics["double_shells"]:
-        found.append(
-            f"{metrics['double_shells']:,} pieces are a second shell just under the surface, "
-            f"{metrics['hidden_area_share']:.0%} of the area is hidden."
-        )
-    return found
+    """A sentence for what is only seen from outside, which `quality` does not look at."""
+    if not metrics["double_shells"]:
+        return []
+    return [
+        f"{metrics['double_shells']:,} pieces are a second shell just under the surface, "
+        f"{metrics['hidden_area_share']:.0%} of the area is hidden."
+    ]
 
 
 def read_raw(path: Path) -> RawMesh:
     """Read a mesh file without repairing anything. Raises `InputError`."""
-    import trimesh
-
     try:
-        scene = open_scene(path, process=False)
-        parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+        parts = scene_parts(path, process=False)
     except InputError:
         raise
     except Exception as error:  # trimesh raises whatever its parsers run into
@@ -127,7 +119,7 @@ def read_raw(path: Path) -> RawMesh:
     uvs = all_or_none([getattr(part.visual, "uv", None) for part in parts], parts)
     if uvs is not None:
         uvs = torch.stack([uvs[:, 0], 1 - uvs[:, 1]], 1)  # trimesh counts v from below
-    normals = all_or_none([part._cache.cache.get("vertex_normals") for part in parts], parts)
+    normals = all_or_none([file_normals(part) for part in parts], parts)
     if path.suffix.lower() in Y_UP:
         vertices = from_y_up(vertices)
         normals = None if normals is None else from_y_up(normals)
