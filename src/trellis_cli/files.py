@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off", ".3mf")  # as trellis_core.io.meshes reads
+MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off", ".3mf", ".usdz")  # as trellis_core.io.meshes reads
 ASSETS = (".glb", ".gltf", ".obj", ".stl", ".ply", ".3mf", ".usdz")  # as trellis_core.io.WRITERS writes
 IMAGES = (".png",)
 BUNDLES = (".safetensors",)

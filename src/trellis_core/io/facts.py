@@ -44,6 +44,7 @@ MTL_SLOTS: Mapping[str, str] = {
     "map_bump": "bump",
     "bump": "bump",
 }
+USD_SLOTS: Mapping[str, str] = {"diffuseColor": "base color", "emissiveColor": "emission"}
 UNITS: Mapping[str, str] = {
     "millimeter": MILLIMETRES,
     "meter": METRES,
@@ -328,9 +329,51 @@ def threemf_facts(path: Path) -> Facts:
     return {"format": "3MF", "unit": unit, "textures": textures}
 
 
+def usdz_facts(path: Path) -> Facts:
+    """Of the stage, read with `usd-core`; geometry is read in meters, whatever the file counts in."""
+    from trellis_core.io.usd_scene import open_stage
+
+    stage = open_stage(path)
+    from pxr import Usd, UsdShade
+
+    facts: Facts = {"format": "USDZ", "unit": METRES, "materials": []}
+    uses: dict[str, list[str]] = {}
+    for prim in Usd.PrimRange(stage.GetPseudoRoot(), Usd.TraverseInstanceProxies()):
+        bound = UsdShade.Material(prim)
+        source = bound.ComputeSurfaceSource() if bound else None
+        surface = source[0] if isinstance(source, tuple) else source
+        if not surface:
+            continue
+        alpha = "OPAQUE"
+        for given in surface.GetInputs():
+            for attribute in UsdShade.Utils.GetValueProducingAttributes(given):
+                file = UsdShade.Shader(attribute.GetPrim()).GetInput("file")
+                opacity = given.GetBaseName() == "opacity"
+                if opacity and (file or float(attribute.Get() or 0) < 1):
+                    threshold = surface.GetInput("opacityThreshold")
+                    alpha = "MASK" if threshold and float(threshold.Get() or 0) > 0 else "BLEND"
+                if file and file.Get():
+                    names = uses.setdefault(str(file.Get().path), [])
+                    names.append(USD_SLOTS.get(given.GetBaseName(), given.GetBaseName()))
+        name = str(prim.GetName())
+        facts["materials"].append({"name": name, "alpha_mode": alpha, "double_sided": False})
+    with zipfile.ZipFile(path) as archive:
+        facts["textures"] = [
+            {"use": list(dict.fromkeys(names)), "name": Path(name).name, **picture_facts(archive.read(name))}
+            for name, names in uses.items()
+            if name in archive.namelist()
+        ]
+        missing = [name for name in uses if name not in archive.namelist()]
+    first = stage.GetDefaultPrim()
+    ours = first.GetCustomDataByKey("trellis") if first else None
+    if isinstance(ours, str):
+        facts |= {"generator": "trellis", "extras": json.loads(ours)}
+    return {**facts, **({"missing": missing} if missing else {})}
+
+
 DAMAGE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError),
-    *(RecursionError, struct.error, zlib.error),
+    *(RecursionError, struct.error, zlib.error, zipfile.BadZipFile),
 )
 READERS: Mapping[str, Callable[[Path], Facts]] = {
     ".glb": glb_facts,
@@ -340,4 +383,5 @@ READERS: Mapping[str, Callable[[Path], Facts]] = {
     ".ply": ply_facts,
     ".off": off_facts,
     ".3mf": threemf_facts,
+    ".usdz": usdz_facts,
 }

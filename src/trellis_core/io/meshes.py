@@ -1,6 +1,6 @@
 """Reading users' meshes, whatever the format, into our frame (z up).
 
-glTF and OBJ files are y up and are turned here; STL, PLY, OFF and 3MF are taken as they are.
+glTF, OBJ and USDZ files are y up (or turned so) and are turned here; others are taken as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trellis_core.geometry.types import Mesh
 from trellis_core.io.gltf import from_y_up
 from trellis_core.io.scene import open_scene
 
-Y_UP = (".glb", ".gltf", ".obj")
+Y_UP = (".glb", ".gltf", ".obj", ".usdz")
 SUFFIXES = (*Y_UP, ".stl", ".ply", ".off", ".3mf")
 
 

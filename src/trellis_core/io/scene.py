@@ -1,4 +1,4 @@
-"""Opening users' mesh files with trimesh, and the glTF files that trimesh alone misreads.
+"""Opening users' mesh files with trimesh, USDZ, and the glTF files that trimesh alone misreads.
 
 Numbers of KHR_mesh_quantization are turned into floats first; compressed files that need a package or a
 program to unpack them are refused with its name, rather than read as garbage.
@@ -34,6 +34,10 @@ def open_scene(path: Path, **options: Any) -> Any:
     """A `trimesh.Scene`. Raises `InputError` for what cannot be unpacked here, else what trimesh raises."""
     import trimesh
 
+    if path.suffix.lower() == ".usdz":
+        from trellis_core.io.usd_scene import open_usd
+
+        return open_usd(path)
     if path.suffix.lower() not in GLTF:
         return trimesh.load_scene(path, **options)
     document, binary = read_document(path)

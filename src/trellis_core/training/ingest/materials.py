@@ -28,7 +28,7 @@ from trellis_core.training.ingest.surfaces import AlphaMode, SurfaceMaterial, Te
 LONGEST_SIDE = 0.99999  # of the unit cube, so that nothing touches its walls
 WELD = 1e-6  # of the unit cube: seams of texture coordinates are no holes
 CREASE = 40.0  # degrees; sharper edges are shaded hard
-LINEAR_FACTORS = (".glb", ".gltf")  # their color factors are linear, textures are sRGB
+LINEAR_FACTORS = (".glb", ".gltf", ".usdz")  # their color factors are linear, textures are sRGB
 ALPHA_MODES: Mapping[str, AlphaMode] = {"MASK": "MASK", "BLEND": "BLEND"}
 UNKNOWN = SurfaceMaterial()
 
