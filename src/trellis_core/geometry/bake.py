@@ -20,6 +20,7 @@ from trellis_core.geometry.infill import fill_texture
 from trellis_core.geometry.sample import nearest_voxels
 from trellis_core.geometry.triangles import face_areas, face_normals
 from trellis_core.geometry.types import ALPHA, BASE_COLOR, METALLIC, ROUGHNESS, Mesh, PBRVoxels
+from trellis_core.geometry.walls import steps_aside
 from trellis_core.kernels.rasterize import ONE
 from trellis_core.kernels.table import Kernels
 
@@ -75,7 +76,9 @@ def bake_texture(
     project = original is not None and (
         mode == "projected" or (mode == "auto" and is_far(mesh, original, voxels.resolution, kernels))
     )
-    sample = texel_sampler(mesh, voxels, original if mode != "direct" else None, project, kernels)
+    surface = original if mode != "direct" else None
+    aside = steps_aside(mesh, 1 / voxels.resolution, kernels)
+    sample = texel_sampler(mesh, voxels, surface, project, kernels, aside)
     image = torch.zeros(size * size, voxels.attrs.shape[1], dtype=torch.uint8, device=device)
     covered = torch.zeros(size * size, dtype=torch.bool, device=device)
     sampled, supported = 0, 0
@@ -184,7 +187,12 @@ def sample_texels(
 
 
 def texel_sampler(
-    mesh: Mesh, voxels: PBRVoxels, original: Mesh | None, project: bool, kernels: Kernels
+    mesh: Mesh,
+    voxels: PBRVoxels,
+    original: Mesh | None,
+    project: bool,
+    kernels: Kernels,
+    aside: Tensor | None = None,  # float32 [F, 3]  how far from each face to look first
 ) -> Callable[[Texels], tuple[Tensor, Tensor]]:
     """`sample_texels` for many parts of a texture: what they share is prepared once."""
     scale = voxels.resolution
@@ -205,7 +213,8 @@ def texel_sampler(
         position = texels.position
         if project and original is not None:
             position, _ = move(position, texels.face)
-        attrs, support = look_up((position + 0.5) * scale)
+        start = position if aside is None else position + aside[texels.face]
+        attrs, support = look_up((start + 0.5) * scale)
         weak = torch.nonzero(support < ENOUGH_SUPPORT).reshape(-1)
         if original is not None and not project and len(weak):
             moved, hit = move(position[weak], texels.face[weak])
