@@ -34,7 +34,8 @@ from tests.benchmarks.objects import SHAPES, Shape, fragments, voxel_object
 from tests.benchmarks.side_by_side import draw_side_by_side
 from trellis_core.geometry.asset import ExportSettings, build_asset
 from trellis_core.geometry.bake import to_images
-from trellis_core.geometry.quality import check_mesh, topology_metrics
+from trellis_core.geometry.examine import topology_metrics
+from trellis_core.geometry.quality import check_mesh
 from trellis_core.geometry.types import Asset, Material, PBRVoxels, QualityReport, VoxelMesh
 from trellis_core.io import WRITERS
 from trellis_core.kernels.table import Kernels, resolve_kernels

@@ -13,7 +13,7 @@ from trellis2.dual_grid import extract_mesh
 from trellis_core.geometry.cleanup import remove_broken_faces, split_non_manifold
 from trellis_core.geometry.cluster import cluster_vertices
 from trellis_core.geometry.connectivity import connected_components, edges_of
-from trellis_core.geometry.quality import topology_metrics
+from trellis_core.geometry.examine import topology_metrics
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.types import Mesh
 

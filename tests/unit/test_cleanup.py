@@ -21,6 +21,7 @@ from trellis_core.geometry.cleanup import (
     weld_vertices,
 )
 from trellis_core.geometry.connectivity import boundary_loops, connected_components, edges_of, partner_sides
+from trellis_core.geometry.examine import topology_metrics
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.orientation import (
     flood_surroundings,
@@ -28,7 +29,6 @@ from trellis_core.geometry.orientation import (
     outside_votes,
     remove_enclosed,
 )
-from trellis_core.geometry.quality import topology_metrics
 from trellis_core.geometry.remesh import remesh_watertight
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh, VoxelMesh

@@ -11,7 +11,7 @@ import torch
 from tests.shapes import box, dual_grid, hollow, sphere, torus, union
 from trellis_core.geometry import cluster
 from trellis_core.geometry.cluster import cluster_vertices
-from trellis_core.geometry.quality import topology_metrics
+from trellis_core.geometry.examine import topology_metrics
 from trellis_core.geometry.triangles import face_areas, face_normals
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.closest_point import closest_point

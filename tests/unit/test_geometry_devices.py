@@ -56,7 +56,7 @@ STEPS: dict[str, Callable[[Mesh], object]] = {
     "simplify": lambda mesh: simplify(split_non_manifold(mesh), 500),
     "flip": lambda mesh: flip_edges(mesh, 0.1 / GRID),
     "normals": lambda mesh: crease_normals(mesh, 60),
-    "check": lambda mesh: check_mesh(mesh),
+    "check": check_mesh,
     "winding": lambda mesh: winding_metrics(mesh.faces.long(), edges_of(mesh)),
     "borders": lambda mesh: border_metrics(mesh, mesh.faces.long(), edges_of(mesh)),
 }

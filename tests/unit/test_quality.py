@@ -138,3 +138,28 @@ def test_missing_material_and_bad_normals_are_reported():
     assert "no material" in problem_of(tube(), unsupported_texels=0.5)
     normals = torch.zeros(len(tube().vertices), 3)
     assert "normals" in problem_of(replace(tube(), normals=normals))
+
+
+def test_faces_wound_against_their_neighbours_are_counted():
+    mesh = tube()
+    mesh.faces[5] = mesh.faces[5].flip(0)
+    assert "3 edges lie between faces that are wound against each other" in problem_of(mesh)
+
+
+def test_a_mesh_turned_inside_out_is_named():
+    mesh = tube()
+    assert "inside out" in problem_of(replace(mesh, faces=mesh.faces.flip(1)))
+    assert "inside out" not in problem_of(mesh)
+
+
+def test_a_second_shell_under_the_surface_is_named_where_it_can_be_seen_that_nobody_sees_it():
+    outer = tube()
+    inner = Mesh(outer.vertices * 0.97, outer.faces.flip(1))
+    double = Mesh(
+        torch.cat([outer.vertices, inner.vertices]),
+        torch.cat([outer.faces, inner.faces + len(outer.vertices)]),
+    )
+    assert "Second shells just under the surface: 1." in problem_of(double, kernels=KERNELS)
+    kept = check_mesh(double, kernels=KERNELS, limits=QualityLimits(max_double_shells=1))
+    assert kept.metrics["double_shells"] == 1
+    assert not any("shell" in problem for problem in kept.problems)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.shapes import box, dual_grid, sphere, torus
+from trellis_core.geometry.examine import topology_metrics
 from trellis_core.geometry.flips import flip_edges
 from trellis_core.geometry.orientation import flood_surroundings, orient_outward
-from trellis_core.geometry.quality import topology_metrics
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
 from trellis_core.geometry.types import Mesh

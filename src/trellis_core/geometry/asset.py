@@ -34,7 +34,7 @@ from trellis_core.geometry.orientation import (
     orient_outward,
     remove_enclosed,
 )
-from trellis_core.geometry.quality import check_mesh
+from trellis_core.geometry.quality import QualityLimits, check_mesh
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
 from trellis_core.geometry.unwrap import unwrap
@@ -54,6 +54,7 @@ FLATNESS = 0.5  # voxels of a plane
 LAYER_GAP = 0.02  # voxels
 FLIP_SHIFT = 0.02  # voxels
 CLAY = (184, 184, 184, 255), (0, 153, 0)  # of what has no colors: base color, and rough 0.6
+ANY_SHELLS = QualityLimits(max_double_shells=1 << 62)  # of what keeps its interior
 SEE_THROUGH = 0.5  # alpha below which a voxel does not hide what is behind it
 
 
@@ -308,6 +309,8 @@ def assemble(
         kernels=runtime.kernels,
         texture_size=min(settings.texture_size, 1024),
         unsupported_texels=0.0 if baked is None else baked.unsupported,
+        limits=ANY_SHELLS if settings.keep_interior else QualityLimits(),
+        on_view=lambda done, of: runtime.report("check", 0, 1),
     )
     report = replace(report, metrics={**report.metrics, **part.facts})
     double_sided = bool(report.metrics.get("boundary_edges", 0)) or part.facts["unclear_orientation"] > 0

@@ -111,6 +111,7 @@ def topology_metrics(mesh: Mesh, joined: Joined | None = None) -> dict[str, floa
         "non_manifold_edges": crowded,
         "non_manifold_share": crowded / count,
         "duplicate_faces": int((~not_duplicate(faces)).sum()),
+        "closed": not bool((face_count % 2).any()),  # it may touch itself
         "watertight": boundary == 0 and crowded == 0,
         "euler_characteristic": len(torch.unique(faces)) - count + len(faces),
     }
@@ -118,7 +119,7 @@ def topology_metrics(mesh: Mesh, joined: Joined | None = None) -> dict[str, floa
 
 def examine(
     mesh: Mesh,  # about as large as the unit cube, with indices in range
-    kernels: Kernels,
+    kernels: Kernels | None,  # None: nothing is said about what is seen
     *,
     joined: Joined | None = None,
     side: int = VIEW_SIDE,
@@ -129,14 +130,14 @@ def examine(
     welded, edges = joined.faces, joined.edges
     facts: dict[str, float | int | bool] = {**border_metrics(mesh, welded, edges)}
     facts.update(winding_metrics(welded, edges))
-    facts["mixed_share"] = facts["mixed_edges"] / len(edges.face_count)
     closed = facts["borders"] == 0 and not bool((edges.face_count > 2).any())
     if closed:
         facts["volume"] = signed_volume(mesh)
         euler = len(torch.unique(welded)) - len(edges.face_count) + len(welded)
         if facts["mixed_edges"] == 0:
             facts["handles"] = joined.pieces - euler // 2
-    facts.update(visibility_metrics(mesh, joined.piece, kernels, side, on_view))
+    if kernels is not None:
+        facts.update(visibility_metrics(mesh, joined.piece, kernels, side, on_view))
     return facts
 
 

@@ -36,8 +36,7 @@ class QualityLimits:
     min_largest_share: float = 0.3  # of the area, in the largest component
     max_boundary_share: float = 0.1
     max_non_manifold_share: float = 0.01
-    max_mixed_share: float = 1e-3  # edges between faces that are wound against each other
-    max_back_face_share: float = 0.5  # of what is seen of a closed mesh; beyond, it is inside out
+    max_mixed_edges: int = 0  # between faces that are wound against each other
     max_double_shells: int = 0  # hidden pieces just under the surface
     max_sliver_share: float = 0.2  # aspect ratio over 10; flat parts of coarse meshes have some
     max_extreme_sliver_share: float = 0.002  # over 100
@@ -71,8 +70,7 @@ def check_mesh(
     metrics.update(shape_metrics(mesh))
     joined = join_corners(mesh)
     metrics.update(topology_metrics(mesh, joined))
-    if kernels is not None:
-        metrics.update(examine(mesh, kernels, joined=joined, on_view=on_view))
+    metrics.update(examine(mesh, kernels, joined=joined, on_view=on_view))
     metrics["unsupported_texels"] = unsupported_texels
     if mesh.uvs is not None:
         metrics.update(uv_metrics(mesh, kernels, texture_size))
@@ -112,24 +110,14 @@ def check_mesh(
     )
     complain(
         "mixed_edges",
-        value("mixed_edges") > 0,
+        value("mixed_edges") > limits.max_mixed_edges,
         "{value:,} edges lie between faces that are wound against each other.",
     )
     complain("volume", value("volume") < 0 and not metrics["mixed_edges"], "The mesh is inside out.")
     complain(
-        "mixed_edges",
-        value("mixed_share") > limits.max_mixed_share,
-        "{value} edges lie between faces that are wound against each other.",
-    )
-    complain(
-        "back_face_share",
-        bool(metrics["watertight"]) and value("back_face_share") > limits.max_back_face_share,
-        "The mesh is inside out.",
-    )
-    complain(
         "double_shells",
         value("double_shells") > limits.max_double_shells,
-        "{value} pieces are a second shell just under the surface.",
+        "Second shells just under the surface: {value:,}.",
     )
     complain("degenerate_faces", value("degenerate_faces") > 0, "{value} faces have no area.")
     complain("duplicate_faces", value("duplicate_faces") > 0, "{value} faces are repeated.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trellis_core.errors import InputError
-from trellis_core.geometry.examine import Placement, Watch, examine, unit_box
+from trellis_core.geometry.examine import Placement, Watch, unit_box
 from trellis_core.geometry.quality import QualityLimits, check_mesh, uv_metrics
 from trellis_core.geometry.triangles import CHUNK, face_areas
 from trellis_core.geometry.types import Mesh, QualityReport
@@ -76,26 +76,14 @@ def inspect_raw(
     one_texture = int(raw.material.max()) == 0
     measured = mesh if one_texture else replace(mesh, uvs=None)
     drawn = min(max(side or DEFAULT_SIDE, TEXTURE_SIDES[0]), TEXTURE_SIDES[1])
-    report = check_mesh(measured, kernels=kernels, texture_size=drawn, limits=LIMITS)
-    metrics, problems = dict(report.metrics), list(report.problems)
+    report = check_mesh(measured, kernels=kernels, texture_size=drawn, limits=LIMITS, on_view=on_view)
+    metrics = dict(report.metrics)
     if in_range and metrics["finite"]:
-        metrics.update(examine(mesh, kernels, on_view=on_view))
-        problems += shell_problems(metrics)
         if mesh.uvs is not None and not one_texture:
             metrics.update(worst_uvs(mesh, raw.material, kernels, drawn))
         if mesh.uvs is not None and side:
             metrics["texels_per_side"] = texel_density(mesh, side)
-    return Inspection(facts, placement, QualityReport(metrics, tuple(problems), not problems), raw.parts)
-
-
-def shell_problems(metrics: Mapping[str, float | int | bool]) -> list[str]:
-    """A sentence for what is only seen from outside, which `quality` does not look at."""
-    if not metrics["double_shells"]:
-        return []
-    return [
-        f"{metrics['double_shells']:,} pieces are a second shell just under the surface, "
-        f"{metrics['hidden_area_share']:.0%} of the area is hidden."
-    ]
+    return Inspection(facts, placement, replace(report, metrics=metrics), raw.parts)
 
 
 def read_raw(path: Path) -> RawMesh:

@@ -43,8 +43,8 @@ from trellis_core.geometry.connectivity import (
     partner_sides,
     vertex_flags,
 )
+from trellis_core.geometry.examine import topology_metrics
 from trellis_core.geometry.holes import fill_holes
-from trellis_core.geometry.quality import topology_metrics
 from trellis_core.geometry.remesh import Lattice, band_cells, remesh_watertight
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.triangles import face_areas
