@@ -69,7 +69,7 @@ def test_shells_and_winding_are_part_of_the_verdict(tmp_path):
     double = together(sphere(), scaled(sphere(), 0.98))
     found = inspect_mesh(write_stl(double, tmp_path / "a.stl"), KERNELS)
     assert not found.quality.passed
-    assert any("second shell" in problem for problem in found.quality.problems)
+    assert any("Second shells" in problem for problem in found.quality.problems)
     turned = cube()
     turned.faces[0] = turned.faces[0].flip(0)
     found = inspect_mesh(write_stl(turned, tmp_path / "b.stl"), KERNELS)
