@@ -236,7 +236,12 @@ def run_texts(info: Mapping[str, Any]) -> list[str]:
         texts.append("edited")
     export = info.get("export")
     if isinstance(export, Mapping) and export.get("faces"):
-        texts.append(f"exported with {export['faces']:,} faces, {export.get('texture_size')} px texture")
+        texture = f", {export.get('texture_size')} px texture" if export.get("textured", True) else ""
+        texts.append(f"exported with {export['faces']:,} faces{texture}")
+    quality = info.get("quality")
+    if isinstance(quality, Mapping) and "passed" in quality:
+        verdict = "passed" if quality["passed"] else f"failed: {' '.join(quality.get('problems', ()))}"
+        texts.append(f"quality check when it was made: {verdict}")
     return texts
 
 

@@ -88,6 +88,14 @@ class Asset:
     writers: Mapping[str, Callable[[Asset, Path], None]] = field(default_factory=dict, repr=False)
     unit_mm: float | None = None  # millimeters per unit of `mesh`; None: its size is not known
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is written into files that can hold it: where the asset comes from, and how good it is."""
+        if not self.quality.metrics:
+            return dict(self.extras)
+        quality = {"passed": self.quality.passed, "problems": list(self.quality.problems)}
+        return {**self.extras, "quality": {**quality, "metrics": dict(self.quality.metrics)}}
+
     def save(self, path: str | Path) -> Path:
         path = Path(path)
         writer = self.writers.get(path.suffix.lower())

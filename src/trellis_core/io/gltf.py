@@ -137,8 +137,8 @@ def build_gltf(
         **document.lists,
         "bufferViews": document.buffer.views,
     }
-    if asset.extras:
-        result["asset"]["extras"] = plain(asset.extras)
+    if asset.facts:
+        result["asset"]["extras"] = plain(asset.facts)
     if document.used:
         result["extensionsUsed"] = sorted(document.used)
     if document.required:

@@ -56,8 +56,8 @@ def describe(stage: Any, asset: Asset, names: dict[str, str]) -> None:
     root = UsdGeom.Xform.Define(stage, "/asset")
     stage.SetDefaultPrim(root.GetPrim())
     Usd.ModelAPI(root.GetPrim()).SetKind(Kind.Tokens.component)
-    if asset.extras:
-        root.GetPrim().SetCustomDataByKey("trellis", json.dumps(plain(asset.extras)))
+    if asset.facts:
+        root.GetPrim().SetCustomDataByKey("trellis", json.dumps(plain(asset.facts)))
 
     mesh = UsdGeom.Mesh.Define(stage, "/asset/mesh")
     points = to_y_up(in_meters(asset)).contiguous().numpy()
