@@ -5,11 +5,10 @@ Shapes are dual grids as the decoder makes them, with quads lost and added at ra
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from tests.shapes import box, dual_grid, hollow, sphere, torus, union
+from tests.shapes import box, dual_grid, sphere, torus, union
 from trellis_core.geometry.cleanup import (
     remove_broken_faces,
     remove_flaps,
@@ -27,7 +26,6 @@ from trellis_core.geometry.orientation import (
     flood_surroundings,
     orient_outward,
     outside_votes,
-    remove_enclosed,
 )
 from trellis_core.geometry.remesh import remesh_watertight
 from trellis_core.geometry.triangles import aspect_ratios, face_areas, face_normals
@@ -135,29 +133,6 @@ def test_an_open_bowl_is_wound_consistently():
     center = mesh.vertices[mesh.faces.long()].mean(1)
     away = (face_normals(mesh.vertices, mesh.faces) * center).sum(1).sign()
     assert away.abs().sum() == away.sum().abs()
-
-
-def test_the_inner_wall_of_a_double_shell_is_removed_and_a_reachable_one_stays():
-    closed = dual_grid(hollow(sphere(0.4), 0.1), 32)
-    around = flood_surroundings(closed.mesh, closed.voxels.coords, 32)
-    left = remove_enclosed(closed.mesh, around)
-    assert topology_metrics(closed.mesh)["components"] == 2
-    assert topology_metrics(left)["components"] == 1
-    assert left.vertices.norm(dim=1).min() > 0.35
-
-    vase = hollow(sphere(0.4), 0.1)
-    opened = dual_grid(lambda p: np.maximum(vase(p), p[..., 2] - 0.2), 32)
-    around = flood_surroundings(opened.mesh, opened.voxels.coords, 32)
-    assert len(remove_enclosed(opened.mesh, around).faces) == len(opened.mesh.faces)
-
-
-def test_a_shell_behind_glass_is_kept():
-    closed = dual_grid(hollow(sphere(0.4), 0.1), 32)
-    glass = closed.mesh.vertices.norm(dim=1) > 0.35
-    outer = glass[closed.mesh.faces.long()].all(1)
-    inner = Mesh(closed.mesh.vertices, closed.mesh.faces[~outer])
-    around = flood_surroundings(inner, closed.voxels.coords[~glass], 32)
-    assert len(remove_enclosed(inner, around).faces) == len(inner.faces)
 
 
 @pytest.mark.parametrize(("lost", "stray"), [(0.02, 0.0), (0.06, 0.02)])

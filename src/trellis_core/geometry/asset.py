@@ -25,15 +25,11 @@ from trellis_core.geometry.cleanup import (
 )
 from trellis_core.geometry.cluster import cluster_vertices
 from trellis_core.geometry.connectivity import edges_of
+from trellis_core.geometry.exterior import HoleLimits, remove_hidden, see_through_faces
 from trellis_core.geometry.flips import flip_edges
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.normals import crease_normals, vertex_normals
-from trellis_core.geometry.orientation import (
-    Surroundings,
-    flood_surroundings,
-    orient_outward,
-    remove_enclosed,
-)
+from trellis_core.geometry.orientation import Surroundings, flood_surroundings, orient_outward
 from trellis_core.geometry.quality import QualityLimits, check_mesh
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
@@ -67,7 +63,7 @@ class ExportSettings:
     textured: bool = True  # False: for files that hold nothing but a shape
 
     fill_holes_voxels: float = 12  # close holes with a smaller perimeter; 0 closes none
-    keep_interior: bool = False  # keep pieces that cannot be reached from outside
+    keep_interior: bool = False  # keep what cannot be seen from outside
     keep_small_parts: bool = False  # keep crumbs of less than four voxels
     smooth_iterations: int = 0  # Taubin smoothing
     crease_angle: float = 60  # degrees; sharper edges are shaded hard
@@ -400,15 +396,18 @@ def clean(mesh: Mesh, voxels: PBRVoxels, settings: ExportSettings, runtime: Runt
         mesh = remove_small_components(mesh, STRAY_AREA, STRAY_EXTENT * voxel)
     if len(mesh.faces) == 0:
         raise InputError("nothing is left of the decoded shape after cleaning", hint="try another seed")
-    if not settings.keep_interior:
-        mesh = remove_enclosed(mesh, around)
     runtime.report("clean", 3, 4)
 
     # Closing holes joins patches, which settles the winding of more neighbours, which closes more holes.
-    for _ in range(2):
+    # What is hidden goes in between: it leaves holes, and is lit by holes that are not closed yet.
+    limit = settings.fill_holes_voxels * voxel
+    holes = HoleLimits(limit, FLAT_HOLE * limit, FLATNESS * voxel)
+    for first in (True, False):
         mesh, unclear = orient_outward(mesh, around)
-        limit = settings.fill_holes_voxels * voxel
-        closed = fill_holes(mesh, limit, FLAT_HOLE * limit, FLATNESS * voxel)
+        closed = fill_holes(mesh, holes.perimeter, holes.planar_perimeter, holes.flatness)
+        if first and not settings.keep_interior:
+            glass = see_through_faces(closed, voxels.coords, opaque, voxels.resolution)
+            closed = remove_hidden(closed, around, runtime.kernels, holes, glass)
         if closed is mesh:
             break
         mesh = remove_broken_faces(closed)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.cleanup import keep_faces
 from trellis_core.geometry.connectivity import connected_components, edges_of, partner_sides, sum_by
 from trellis_core.geometry.triangles import CHUNK, cross, face_centers, normals
 from trellis_core.geometry.types import Mesh
@@ -32,10 +31,13 @@ class Surroundings:
     def cells(self) -> int:
         return self.outside.shape[0] - 2
 
+    def cell_of(self, points: Tensor) -> Tensor:
+        """Place in `outside` of world points [..., 3], int64 [..., 3]."""
+        return torch.floor((points + 0.5) * self.cells).long().clamp(-1, self.cells) + 1
+
     def at(self, points: Tensor) -> Tensor:
         """Whether world points [N, 3] lie in outside cells, bool [N]."""
-        cell = torch.floor((points + 0.5) * self.cells).long().clamp(-1, self.cells) + 1
-        return self.outside[cell[:, 0], cell[:, 1], cell[:, 2]]
+        return self.outside[self.cell_of(points).unbind(1)]
 
 
 def flood_surroundings(mesh: Mesh, blocked: Tensor, resolution: int) -> Surroundings:
@@ -143,26 +145,3 @@ def outside_votes(corners: Tensor, around: Surroundings) -> Tensor:
         walk_on = ~(front | back)
         undecided, center, step = undecided[walk_on], center[walk_on], step[walk_on]
     return vote
-
-
-def remove_enclosed(mesh: Mesh, around: Surroundings) -> Mesh:
-    """Drop pieces that the outside cannot reach: inner walls of a double shell, hidden debris.
-
-    A piece is dropped only as a whole and only when no cell next to any of its vertices is outside.
-    """
-    if len(mesh.faces) == 0:
-        return mesh
-    step = (
-        torch.tensor(
-            [[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]],
-            device=mesh.vertices.device,
-        )
-        / around.cells
-    )
-    near = torch.stack([around.at(mesh.vertices + offset) for offset in step]).any(0)
-    faces = mesh.faces.long()
-    piece = connected_components(torch.cat([faces[:, :2], faces[:, 1:]]), len(mesh.vertices))
-    reached = torch.zeros_like(near)
-    reached[piece[near]] = True
-    keep = reached[piece[faces[:, 0]]]
-    return keep_faces(mesh, keep) if bool(keep.any()) else mesh
