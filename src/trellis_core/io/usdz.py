@@ -16,7 +16,7 @@ from trellis_core.errors import OutputError
 from trellis_core.geometry.types import Asset, Material
 from trellis_core.io.files import write_file
 from trellis_core.io.frame import in_meters, to_y_up
-from trellis_core.io.gltf import plain, textures_of
+from trellis_core.io.gltf import linear_colors, plain, textures_of
 from trellis_core.io.package import zip_files
 from trellis_core.io.ply import vertex_colors
 from trellis_core.io.textures import SUFFIX, encode_images
@@ -78,7 +78,7 @@ def describe(stage: Any, asset: Asset, names: dict[str, str]) -> None:
         kind = Sdf.ValueTypeNames.TexCoord2fArray
         variables.CreatePrimvar("st", kind, UsdGeom.Tokens.vertex).Set(Vt.Vec2fArray.FromNumpy(from_below))
     elif (colors := vertex_colors(asset)) is not None:
-        linear = (colors[:, :3].cpu().float() / 255).pow(2.2).numpy()
+        linear = linear_colors(colors)[:, :3].contiguous().numpy()
         shown = mesh.CreateDisplayColorPrimvar(UsdGeom.Tokens.vertex)
         shown.Set(Vt.Vec3fArray.FromNumpy(linear))
         return
@@ -99,7 +99,7 @@ def add_material(stage: Any, material: Material, names: dict[str, str]) -> Any:
         rough, metal = (material.metallic_roughness.float().mean((0, 1)) / 255)[1:].tolist()
         surface.CreateInput("roughness", kinds.Float).Set(rough)
         surface.CreateInput("metallic", kinds.Float).Set(metal)
-        color = (material.base_color[..., :3].float().mean((0, 1)) / 255).pow(2.2).tolist()
+        color = linear_colors(material.base_color.reshape(-1, 4))[:, :3].mean(0).tolist()
         surface.CreateInput("diffuseColor", kinds.Color3f).Set(tuple(color))
         return result
     reader = UsdShade.Shader.Define(stage, "/asset/material/st")
