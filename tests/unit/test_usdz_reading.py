@@ -1,8 +1,8 @@
 """Reading USDZ: our own files, and what other programs put into theirs.
 
 Properties: our file says again what it was written from; other axes, units, transforms, polygons, windings
-and several materials come out in our frame; hidden things stay out; without the package, or of a damaged file,
-there is one error that says what to do.
+and several materials come out in our frame; hidden things stay out; without the package, or of a damaged
+file, there is one error that says what to do.
 """
 
 from __future__ import annotations
