@@ -38,7 +38,7 @@ def check_input(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             hint = f"pass one file, for example `{inside[0]}`" if inside else f"pass one {what} file"
-            raise InputError(f"`{path}` is a directory, not a {what}", hint=hint)
+            raise InputError(f"`{path}` is a directory, not {article(what)} {what}", hint=hint)
         with path.open("rb") as file:
             if not file.read(1):
                 raise InputError(f"{what} `{path}` is empty", hint="copy or export it again")
@@ -49,6 +49,10 @@ def check_input(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
         raise InputError(
             f"{what} `{path}` cannot be read: {said}", hint="check the name and its permissions"
         ) from None
+
+
+def article(noun: str) -> str:
+    return "an" if noun[0] in "aeiouAEIOU" else "a"
 
 
 def read_picture(path: Path, console: Console) -> Image:

@@ -145,7 +145,7 @@ def number(panel: str, name: str, help: str, metavar: str = "N", *, low: float, 
 
     def check(value: float | None) -> float | None:
         if value is not None and not low <= value <= high:
-            raise typer.BadParameter(f"{value} is not between {low:g} and {high:g}")
+            raise typer.BadParameter(f"{value} is not between {low:,.20g} and {high:,.20g}")
         return value
 
     return _option(panel, name, help=help, metavar=metavar, callback=check)

@@ -94,8 +94,10 @@ def read_fuzzy(path: Path) -> Subject:
 
 def read_painted(path: Path) -> Subject:
     """A mesh file with all its materials; a bare `Mesh` when it says nothing about color."""
+    from trellis_core.io.facts import file_facts
     from trellis_core.training.ingest import painted
 
+    file_facts(path)  # says more about damaged files than who reads them
     return painted.read_painted(path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -67,6 +69,8 @@ def convert(
     console: Console = ctx.obj
     started = monotonic()
     files.check_input(mesh, "mesh", files.MESHES)
+    if mesh.suffix.lower() in files.BUNDLES:
+        raise InputError(f"`{mesh}` is a saved run, not a mesh", hint=f"pass it to `trellis export {mesh}`")
     if mesh.suffix.lower() not in files.MESHES:
         raise files.unknown_suffix(mesh, "mesh", files.MESHES)
     if subjects.kind_of(mesh) != subjects.MESH:
@@ -88,8 +92,20 @@ def convert(
         progress.begin("start")
         source = read_source(mesh)
         runtime = registry.open_runtime(place)
-        make(console, mesh, source, order, repair, runtime, progress)
+        with naming(mesh):
+            make(console, mesh, source, order, repair, runtime, progress)
     delivery.conclude(console, order, started)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about a mesh say which one."""
+    try:
+        yield
+    except InputError as error:
+        if path.name not in error.message:
+            error.message = f"`{path.name}`: {error.message}"
+        raise
 
 
 def read_source(path: Path) -> Source:

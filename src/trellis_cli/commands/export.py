@@ -10,6 +10,7 @@ from trellis_cli import asset_options as a
 from trellis_cli import delivery, files, registry
 from trellis_cli import options as o
 from trellis_cli.console import Console
+from trellis_core.errors import InputError
 
 app = typer.Typer()
 
@@ -43,6 +44,10 @@ def export(
     console: Console = ctx.obj
     started = monotonic()
     files.check_input(bundle, "bundle", files.BUNDLES)
+    if bundle.suffix.lower() in files.MESHES:
+        raise InputError(
+            f"`{bundle}` is a mesh, not a saved run", hint=f"pass it to `trellis convert {bundle}`"
+        )
     order = delivery.Order.check(
         bundle,
         result.output,
