@@ -27,7 +27,6 @@ from trellis_core.geometry.connectivity import (
 from trellis_core.geometry.holes import triangulate_loops
 from trellis_core.geometry.infill import paint_texture
 from trellis_core.geometry.orientation import flood
-from trellis_core.geometry.pack import fit_shelves
 from trellis_core.geometry.types import Mesh
 from trellis_core.geometry.winding import unify_orientations
 from trellis_core.io.gltf import from_y_up, to_y_up
@@ -158,19 +157,6 @@ def test_a_flood_is_the_set_of_cells_connected_to_the_border(seed, share):
     for cell, index in number.items():
         assert bool(reached[cell]) == (int(labels[index]) in border)
     assert not reached[~free].any()
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)), min_size=1, max_size=30))
-def test_shelves_hold_every_box_without_overlap(sizes):
-    size = np.array(sizes)
-    scale, corner = fit_shelves(size, 256, 2)
-    assert scale > 0
-    assert (corner >= 2).all()
-    assert (corner + size * scale <= 254 + 1e-6).all()
-    for i in range(len(size)):
-        for j in range(i):
-            gap = np.maximum(corner[i] - corner[j] - size[j] * scale, corner[j] - corner[i] - size[i] * scale)
-            assert gap.max() >= 2 - 1e-6
 
 
 @given(seeds, st.integers(1, 200))

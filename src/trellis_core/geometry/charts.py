@@ -1,211 +1,201 @@
 """Cutting a surface into pieces that lie flat: faces of one chart look into one direction.
 
-Labels every face by the best of six directions, smooths the labels as a Potts model, and flattens each
-connected piece along its own mean normal. Knows nothing about packing. Letters: V, F, K charts.
+Labels every face by the best of six directions, smooths the labels as a Potts model, and cuts pieces that
+would pack badly. Runs where the mesh is. Letters: V, F, K charts.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trellis_core.geometry.connectivity import connected_components, number_labels
-from trellis_core.geometry.triangles import face_areas, face_normals, side_lengths, unit
-from trellis_core.geometry.types import Mesh
+from trellis_core.geometry.connectivity import connected_components, number_labels, sum_by
+from trellis_core.geometry.flatten import FlatCharts, Surface, chart_axes, flatten_charts
+from trellis_core.geometry.triangles import unit
 
-DIRECTIONS = torch.tensor(
-    [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], dtype=torch.float32
-)
 NORMAL_ROUNDS = 4
 LABEL_ROUNDS = 12
 LABEL_LIMIT = math.cos(math.radians(80))  # a face never takes a direction further away than this
+MERGE_ROUNDS = 10
 MERGE_LIMIT = math.cos(math.radians(80))
 FLAT_LIMIT = math.cos(math.radians(85))  # steeper faces would be squeezed or flipped
+STEEP_ROUNDS = 4
 TINY_AREA = 2e-5  # of the surface
 TINY_FACES = 8  # or this many average faces
-SPRAWL_FILL = 0.45  # large charts that fill less of their box are cut in two
-SPRAWL_AREA = 0.01  # of the surface
+CUT_ROUNDS = 5
+CUT_FILL = 0.55  # charts that fill less of their box are cut in two
+CUT_AREA = 4e-4  # of the surface; smaller ones are left as they are
+SLABS = 32  # parts of a box between which its chart may be cut, along each side
+OFF_CENTER = 0.02  # of the box: what a cut at its end costs more than one through its middle
 
 
-@dataclass(frozen=True, slots=True)
-class Surface:
-    """A mesh with what charting asks of it again and again."""
-
-    mesh: Mesh
-    neighbor: Tensor  # int64 [F, 3]   face across each side, -1 at a border
-    normals: Tensor  # float32 [F, 3]
-    areas: Tensor  # float32 [F]
-    sides: Tensor  # float32 [F, 3] lengths
-
-
-def surface_of(mesh: Mesh, partner: Tensor) -> Surface:
-    neighbor = torch.where(partner >= 0, partner // 3, -1)
-    return Surface(
-        mesh,
-        neighbor,
-        face_normals(mesh.vertices, mesh.faces),
-        face_areas(mesh.vertices, mesh.faces),
-        side_lengths(mesh.vertices, mesh.faces),
-    )
-
-
-def make_charts(surface: Surface) -> Tensor:
+def make_charts(surface: Surface, rim: float) -> Tensor:
     """Chart of each face, int64 [F], numbered from 0. No face is steeper than 85 degrees in its chart."""
     labels = smooth_labels(surface, smooth_normals(surface))
     chart = connected_charts(surface, labels)
-    chart = cut_sprawling(surface, merge_tiny(surface, chart))
+    chart = cut_sprawling(surface, merge_tiny(surface, chart), rim)
     return split_steep(surface, chart)
 
 
 def smooth_normals(surface: Surface) -> Tensor:
+    """Mean normal of each face and its neighbours, over and over, float32 [F, 3]."""
     near = surface.neighbor.clamp_min(0)
     weight = surface.areas[near] * (surface.neighbor >= 0)
     normals = surface.normals
     for _ in range(NORMAL_ROUNDS):
-        total = surface.areas[:, None] * normals + (weight[:, :, None] * normals[near]).sum(1)
+        total = surface.areas[:, None] * normals
+        for side in range(3):
+            total = total.addcmul_(weight[:, side, None], normals[near[:, side]])
         normals = unit(total)
     return normals
 
 
 def smooth_labels(surface: Surface, guide: Tensor) -> Tensor:
-    """Direction of each face, int64 [F]: close to its normal, and the same as most of its border.
+    """One of six directions for each face, int64 [F]: close to its normal, and that of most of its border.
 
-    Each round changes a random half of the faces, so that two neighbours do not swap for ever.
+    Each round changes a random half of the faces, so that two neighbours do not swap for ever. Only faces
+    that have a neighbour of another label, or none, can change.
     """
-    fit = guide @ DIRECTIONS.T
-    allowed = surface.normals @ DIRECTIONS.T > LABEL_LIMIT
-    allowed[torch.arange(len(fit)), (surface.normals @ DIRECTIONS.T).argmax(1)] = True
+    fit = along_directions(guide)
+    straight = along_directions(surface.normals)
+    allowed = (straight > LABEL_LIMIT) | (straight == straight.amax(1, keepdim=True))
     fit = torch.where(allowed, fit, -torch.inf)
     labels = fit.argmax(1)
     near = surface.neighbor.clamp_min(0)
     share = surface.sides / surface.sides.sum(1, keepdim=True) * (surface.neighbor >= 0)
+    open_border = (surface.neighbor < 0).any(1)
+    kinds = torch.arange(6, device=labels.device)
     generator = torch.Generator().manual_seed(0)
     for _ in range(LABEL_ROUNDS):
-        votes = torch.zeros_like(fit).scatter_add_(1, labels[near], share)
-        better = (fit + votes).argmax(1)
-        chosen = torch.rand(len(labels), generator=generator) < 0.5
-        labels = torch.where(chosen, better, labels)
+        chosen = torch.rand(len(labels), generator=generator, device="cpu") < 0.5
+        unlike = (labels[near] != labels[:, None]).any(1) | open_border
+        face = torch.nonzero(unlike & chosen.to(labels.device)).squeeze(1)
+        score = fit[face]
+        for side in range(3):
+            score += (labels[near[face, side]][:, None] == kinds) * share[face, side, None]
+        labels[face] = score.argmax(1)
     return labels
+
+
+def along_directions(normals: Tensor) -> Tensor:
+    """Cosines to +x, -x, +y, -y, +z, -z; [F, 6]."""
+    return torch.stack([normals, -normals], dim=2).reshape(-1, 6)
 
 
 def connected_charts(surface: Surface, labels: Tensor) -> Tensor:
     """Number the connected pieces of equal label, int64 [F]."""
-    same = (surface.neighbor >= 0) & (labels[surface.neighbor.clamp_min(0)] == labels[:, None])
-    face, side = torch.nonzero(same, as_tuple=True)
+    same = labels[surface.neighbor.clamp_min(0)] == labels[:, None]
+    own = torch.arange(len(labels), device=labels.device)
+    face, side = torch.nonzero(same & (surface.neighbor > own[:, None]), as_tuple=True)
     pairs = torch.stack([face, surface.neighbor[face, side]], dim=1)
     return number_labels(connected_components(pairs, len(labels)))[0]
 
 
-def chart_axes(surface: Surface, chart: Tensor) -> tuple[Tensor, Tensor]:
-    """Area-weighted mean normal [K, 3], unit, and area [K] of each chart."""
-    count = int(chart.max()) + 1
-    total = torch.zeros(count, 3).index_add_(0, chart, surface.areas[:, None] * surface.normals)
-    area = torch.zeros(count).index_add_(0, chart, surface.areas)
-    axis = unit(total)
-    # A chart whose normals cancel out (a closed sliver of a piece) is cut apart by split_steep.
-    return torch.where(axis.norm(dim=1, keepdim=True) > 0, axis, DIRECTIONS[4]), area
-
-
-def merge_tiny(surface: Surface, chart: Tensor, rounds: int = 10) -> Tensor:
+def merge_tiny(surface: Surface, chart: Tensor) -> Tensor:
     """Join charts too small to be worth a border to the neighbour they share most border with."""
     limit = max(TINY_AREA, TINY_FACES / len(chart)) * float(surface.areas.sum())
-    for _ in range(rounds):
+    for _ in range(MERGE_ROUNDS):
         axis, area = chart_axes(surface, chart)
         count = len(area)
+        number = torch.arange(count, device=chart.device)
         face, side = torch.nonzero((surface.neighbor >= 0) & (area[chart] < limit)[:, None], as_tuple=True)
         here, there = chart[face], chart[surface.neighbor[face, side]]
         border = here != there
         key, inverse = torch.unique(here[border] * count + there[border], return_inverse=True)
         if len(key) == 0:
             break
-        length = torch.zeros(len(key)).index_add_(0, inverse, surface.sides[face, side][border])
-        order = torch.argsort(length, stable=True)  # the longest border is written last
-        best = torch.full((count,), -1)
-        best[key[order] // count] = key[order] % count
-        tiny = best >= 0
-        joint = unit(axis * area[:, None] + (axis * area[:, None])[best.clamp_min(0)])
+        length = sum_by(surface.sides[face, side][border], inverse, len(key))
+        order = torch.argsort(length, stable=True)
+        order = order[torch.argsort(key[order] // count, stable=True)]  # by chart, longest border last
+        here, there = key[order] // count, key[order] % count
+        last = torch.ones_like(here, dtype=torch.bool)
+        last[:-1] = here[1:] != here[:-1]
+        target, tiny = number.clone(), torch.zeros_like(number, dtype=torch.bool)
+        target[here[last]], tiny[here[last]] = there[last], True
+        joint = unit(axis * area[:, None] + (axis * area[:, None])[target])
         fits = (surface.normals * joint[chart]).sum(1) > MERGE_LIMIT
         tiny[chart[~fits]] = False
         # Only into a chart that stays: larger first, then the lower number.
-        target = best.clamp_min(0)
-        bigger = (area[target] > area) | ((area[target] == area) & (target < torch.arange(count)))
+        bigger = (area[target] > area) | ((area[target] == area) & (target < number))
         moves = tiny & bigger
         moves &= ~moves[target]
         if not bool(moves.any()):
             break
-        chart = number_labels(torch.where(moves, target, torch.arange(count))[chart])[0]
+        chart = number_labels(torch.where(moves, target, number)[chart])[0]
     return chart
 
 
-def split_steep(surface: Surface, chart: Tensor, rounds: int = 4) -> Tensor:
+def split_steep(surface: Surface, chart: Tensor) -> Tensor:
     """Cut off faces that are too steep in their chart; the last resort is a chart of one face."""
-    for step in range(rounds):
+    for step in range(STEEP_ROUNDS):
         axis, _ = chart_axes(surface, chart)
         steep = (surface.normals * axis[chart]).sum(1) < FLAT_LIMIT
         if not bool(steep.any()):
             break
-        if step == rounds - 1:
-            chart = number_labels(torch.where(steep, len(chart) + torch.arange(len(chart)), chart))[0]
+        if step == STEEP_ROUNDS - 1:
+            alone = len(chart) + torch.arange(len(chart), device=chart.device)
+            chart = number_labels(torch.where(steep, alone, chart))[0]
         else:
             chart = connected_charts(surface, 2 * chart + steep)
     return chart
 
 
-@dataclass(frozen=True, slots=True)
-class FlatCharts:
-    """Every chart laid flat in its own frame, in world units."""
+def cut_sprawling(surface: Surface, chart: Tensor, rim: float) -> Tensor:
+    """Cut charts that fill little of their box (combs, spirals) in two, over and over.
 
-    vertex: Tensor  # int64 [W]      vertex of the mesh; charts share none
-    chart: Tensor  # int64 [W]      chart of each flat vertex
-    faces: Tensor  # int64 [F, 3]   into the flat vertices
-    points: Tensor  # float32 [W, 2] u right, v down seen from outside, from 0 upwards
-    height: Tensor  # float32 [W]    along the chart's axis
-    size: Tensor  # float32 [K, 2] extent of each chart
-
-
-def flatten_charts(surface: Surface, chart: Tensor) -> FlatCharts:
-    """Project each chart along its mean normal, its longer principal axis along u."""
-    faces = surface.mesh.faces.long()
-    count = int(chart.max()) + 1
-    key, inverse = torch.unique(chart[:, None] * len(surface.mesh.vertices) + faces, return_inverse=True)
-    owner, vertex = key // len(surface.mesh.vertices), key % len(surface.mesh.vertices)
-    axis, _ = chart_axes(surface, chart)
-    helper = torch.where(axis[:, :1].abs() < 0.8, DIRECTIONS[0], DIRECTIONS[2])
-    right = unit(torch.linalg.cross(helper.expand_as(axis), axis))
-    up = torch.linalg.cross(axis, right)
-    point = surface.mesh.vertices[vertex]
-    flat = torch.stack([(point * right[owner]).sum(1), -(point * up[owner]).sum(1)], dim=1)
-    flat = flat - chart_means(flat, owner, count)[owner]
-
-    covariance = chart_means(flat[:, :, None] * flat[:, None], owner, count)
-    angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 0, 0] - covariance[:, 1, 1])
-    cos, sin = torch.cos(angle)[owner], torch.sin(angle)[owner]
-    flat = torch.stack([cos * flat[:, 0] + sin * flat[:, 1], cos * flat[:, 1] - sin * flat[:, 0]], dim=1)
-    index = owner[:, None].expand(-1, 2)
-    low = torch.full((count, 2), torch.inf).scatter_reduce(0, index, flat, "amin")
-    high = torch.full((count, 2), -torch.inf).scatter_reduce(0, index, flat, "amax")
-    return FlatCharts(
-        vertex, owner, inverse.reshape(-1, 3), flat - low[owner], (point * axis[owner]).sum(1), high - low
-    )
-
-
-def cut_sprawling(surface: Surface, chart: Tensor, rounds: int = 3) -> Tensor:
-    """Cut long winding charts (rings, spirals) across the middle of their box: they pack badly."""
-    for _ in range(rounds):
+    `rim` is how wide a strip along a border stays empty.
+    """
+    for _ in range(CUT_ROUNDS):
         flat = flatten_charts(surface, chart)
-        area = torch.zeros(len(flat.size)).index_add_(0, chart, surface.areas)
-        sprawling = (area < SPRAWL_FILL * flat.size.prod(1)) & (area > SPRAWL_AREA * area.sum())
-        if not bool(sprawling.any()):
+        area = sum_by(surface.areas, chart, len(flat.size))
+        sprawling = (area < CUT_FILL * flat.size.prod(1)) & (area > CUT_AREA * area.sum())
+        face = torch.nonzero(sprawling[chart]).squeeze(1)
+        if len(face) == 0:
             break
-        far = flat.points[flat.faces].mean(1)[:, 0] > 0.5 * flat.size[chart, 0]
-        chart = connected_charts(surface, 2 * chart + (far & sprawling[chart]))
+        far = torch.zeros_like(chart)
+        far[face] = beyond_cut(surface, chart, flat, face, rim).long()
+        chart = merge_tiny(surface, connected_charts(surface, 2 * chart + far))
     return chart
 
 
-def chart_means(values: Tensor, owner: Tensor, count: int) -> Tensor:
-    total = torch.zeros(count, *values.shape[1:]).index_add_(0, owner, values)
-    number = torch.bincount(owner, minlength=count).reshape(-1, *[1] * (values.dim() - 1))
-    return total / number
+def beyond_cut(surface: Surface, chart: Tensor, flat: FlatCharts, face: Tensor, rim: float) -> Tensor:
+    """Which of some faces lie beyond the best straight cut through their chart, bool."""
+    owner, count, device = chart[face], len(flat.size), chart.device
+    corners = flat.points[flat.faces[face]]
+    slab = (corners.mean(1) / flat.size[owner] * SLABS).long().clamp(0, SLABS - 1)
+    slab_of = torch.zeros(len(chart), 2, dtype=torch.int64, device=device)
+    slab_of[face] = slab
+    step = torch.arange(1, SLABS, device=device)
+    costs = []
+    for axis in range(2):
+        index = owner * SLABS + slab[:, axis]
+        across = corners[:, :, 1 - axis]
+        full = torch.full((count * SLABS,), torch.inf, device=device)
+        low = full.scatter_reduce(0, index, across.amin(1), "amin").reshape(-1, SLABS)
+        high = (-full).scatter_reduce(0, index, across.amax(1), "amax").reshape(-1, SLABS)
+        boxes = (
+            step * spans(low, high)[:, :-1] + (SLABS - step) * spans(low.flip(1), high.flip(1)).flip(1)[:, 1:]
+        )
+        boxes = boxes * flat.size[:, axis, None] / SLABS
+        near = surface.neighbor[face]
+        other = torch.where((near >= 0) & (chart[near] == owner[:, None]), slab_of[near, axis], -1)
+        length = surface.sides[face]
+        split = torch.nonzero(other > slab[:, axis, None])
+        mine, theirs = slab[split[:, 0], axis], other[split[:, 0], split[:, 1]]
+        long = length[split[:, 0], split[:, 1]]
+        base = owner[split[:, 0]] * SLABS
+        change = sum_by(torch.cat([long, -long]), torch.cat([base + mine, base + theirs]), count * SLABS)
+        cut = change.reshape(-1, SLABS).cumsum(1)[:, :-1]
+        costs.append(
+            (boxes + rim * cut) / flat.size.prod(1, keepdim=True)
+            + 2 * OFF_CENTER * (step / SLABS - 0.5).abs()
+        )
+    best = torch.cat(costs, 1).argmin(1)
+    along, place = best // (SLABS - 1), best % (SLABS - 1)
+    return slab.gather(1, along[owner, None]).squeeze(1) > place[owner]
+
+
+def spans(low: Tensor, high: Tensor) -> Tensor:
+    return (high.cummax(1).values - low.cummin(1).values).clamp_min(0)

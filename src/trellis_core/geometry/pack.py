@@ -1,133 +1,132 @@
-"""Placing flat charts in a square: xatlas's packer, or shelves where xatlas has no wheel.
+"""Placing flat charts in a square: the cells of a grid that they touch, placed bottom-left, in four turns.
 
-Charts keep their size relative to each other. Letters: K charts, W flat vertices.
+Charts keep their size relative to each other. Only their borders are looked at. Everything but the placing
+itself runs where the charts are. Letters: K charts, W flat vertices.
 """
 
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trellis_core.errors import UsageError
-from trellis_core.geometry.charts import FlatCharts
+from trellis_core.geometry.connectivity import number_labels
+from trellis_core.geometry.flatten import FlatCharts
+from trellis_core.geometry.masks import ChartRuns, chart_runs
+from trellis_core.kernels.table import Kernels
 
-EXPECTED_COVERAGE = 0.6
-GOOD_FIT = 1.12  # how far the packed size may be off before packing again
+GRID = 1024  # cells along a side, at most one for each texel
+EXPECTED_COVERAGE = 0.65
+ROUNDS = 7  # scales that are tried; as many again when none of them fits
+GOOD_FIT = 0.992  # of the smallest scale known to be too large
+KINDS = 8  # sizes in an octave; boxes of one size are looked for a place from where the last one found it
 
 
-def pack(flat: FlatCharts, texture_size: int) -> Tensor:
+def pack(flat: FlatCharts, texture_size: int, kernels: Kernels) -> Tensor:
     """Place the charts in the unit square with at least two texels between them; uvs float32 [W, 2].
 
-    Shelves are better for a few boxy charts, xatlas for many; the larger result is taken.
+    Tries scales: the height of a packing says how much larger or smaller the charts should have been.
     """
-    padding = max(2, texture_size // 512)
-    options = [pack_shelves(flat, texture_size, padding)]
-    if find_spec("xatlas") is not None:
-        options.append(pack_xatlas(flat, texture_size, padding))
-    return max(options, key=lambda uvs: float(doubled_areas(uvs, flat).abs().sum()))
-
-
-def doubled_areas(points: Tensor, flat: FlatCharts) -> Tensor:
-    """Twice the signed area of each flat face, float64 [F]."""
-    a, b, c = points.double()[flat.faces].unbind(1)
-    return (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-
-
-def pack_shelves(flat: FlatCharts, texture_size: int, padding: int) -> Tensor:
-    """Rows of charts by decreasing height, at the largest scale that fits."""
-    scale, corner = fit_shelves(flat.size.numpy().astype(np.float64), texture_size, padding)
-    return (flat.points * scale + torch.from_numpy(corner).float()[flat.chart]) / texture_size
-
-
-def fit_shelves(size: np.ndarray, side: int, padding: int) -> tuple[float, np.ndarray]:
-    """Largest scale (texels per unit) at which boxes [K, 2] fit on shelves, and their corners [K, 2]."""
-    order = np.argsort(-size[:, 1], kind="stable")
-
-    def place(scale: float) -> np.ndarray | None:
-        corner = np.zeros_like(size)
-        x = y = float(padding)
-        shelf = 0.0
-        for chart in order:
-            width, height = size[chart] * scale
-            if x + width + padding > side and x > padding:
-                x, y, shelf = float(padding), y + shelf + padding, 0.0
-            if x + width + padding > side or y + height + padding > side:
-                return None
-            corner[chart] = x, y
-            x += width + padding
-            shelf = max(shelf, height)
-        return corner
-
-    low, high = 0.0, side / max(float(size.max()), 1e-9)
-    best = place(low)
+    grid = min(texture_size, GRID)
+    margin = 0.5 * padding_of(texture_size) * grid / texture_size
+    scale = grid * math.sqrt(EXPECTED_COVERAGE / max(flat_area(flat), 1e-30))
+    fits, too_large, best = 0.0, math.inf, None
+    for step in range(2 * ROUNDS):
+        packing = place_charts(flat, scale, margin, grid, kernels)
+        if packing.height <= grid:
+            fits, best = scale, packing
+        else:
+            too_large = scale
+        if fits > GOOD_FIT * too_large or (best is not None and step >= ROUNDS - 1):
+            break
+        scale *= math.sqrt(grid / packing.height)
+        if best is None and step >= ROUNDS - 1:  # hardly room for the distances: shrink faster
+            scale *= 0.5
+        elif not fits < scale < too_large:
+            scale = math.sqrt(fits * too_large) if too_large < math.inf else fits / GOOD_FIT
     if best is None:
         raise UsageError(
-            f"a texture of {side} x {side} texels has no room for {len(size)} charts",
+            f"a texture of {texture_size} x {texture_size} texels has no room for {len(flat.size)} charts",
             hint="use a larger texture, or smooth the surface",
         )
-    for _ in range(14):
-        middle = 0.5 * (low + high)
-        corner = place(middle)
-        if corner is None:
-            high = middle
-        else:
-            low, best = middle, corner
-    return low, best
+    return (best.points / grid).clamp(0, 1).float()
 
 
-def pack_xatlas(flat: FlatCharts, texture_size: int, padding: int) -> Tensor:
-    """Let xatlas place the charts; its answer is read as one affine map per chart.
+def padding_of(texture_size: int) -> int:
+    """Texels that stay empty between charts."""
+    return max(2, texture_size // 512)
 
-    Zero-area and flipped triangles would tear charts across the atlas, and charts that share coordinates
-    would be merged, so only proper triangles are given, with the chart as their material.
+
+def rim_of(texture_size: int, area: float) -> float:
+    """How wide a strip along the two sides of a cut stays empty, in units of a surface of some area."""
+    texel = math.sqrt(area / EXPECTED_COVERAGE) / texture_size
+    return 1.5 * padding_of(texture_size) * texel
+
+
+def flat_area(flat: FlatCharts) -> float:
+    a, b, c = flat.points.double()[flat.faces].unbind(1)
+    return 0.5 * float(((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs().sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    points: Tensor  # float64 [W, 2] in cells
+    height: int  # cells; the width is that of the grid
+
+
+def place_charts(flat: FlatCharts, scale: float, margin: float, grid: int, kernels: Kernels) -> Packing:
+    """The lower of two packings at one scale (cells per unit): charts by perimeter or by area of their boxes.
+
+    Charts without room on a grid of twice the height count as twice as high.
     """
-    import xatlas
-
-    doubled = doubled_areas(flat.points, flat)
-    proper = doubled.abs() > 1e-6 * doubled.abs().mean()
-    if not bool(proper.any()):
-        return pack_shelves(flat, texture_size, padding)
-    faces = flat.faces[proper].numpy().astype(np.uint32)
-    material = flat.chart[flat.faces[proper][:, :1]].numpy().astype(np.uint32)
-    scale = math.sqrt(EXPECTED_COVERAGE / (0.5 * float(doubled.abs().sum()))) * texture_size
-    for _ in range(2):
-        texels = flat.points.double() * scale
-        atlas = xatlas.Atlas()
-        atlas.add_uv_mesh(texels.numpy().astype(np.float32), faces, material)
-        options = xatlas.PackOptions()
-        options.padding = padding
-        options.texels_per_unit = 1.0
-        options.bilinear = True
-        options.create_image = False
-        atlas.generate(pack_options=options)
-        side = max(atlas.width, atlas.height)
-        fit = side / texture_size
-        if 1 / GOOD_FIT < fit < GOOD_FIT:
-            break
-        scale /= fit
-    source, _, placed = atlas.get_mesh(0)
-    source = torch.from_numpy(source.astype(np.int64))
-    target = torch.from_numpy(placed).double() * torch.tensor([atlas.width, atlas.height]) / side
-    uvs = apply_chart_maps(texels, flat.chart, source, target, len(flat.size))
-    return uvs.clamp(0, 1).float()
+    points, size = flat.points.double() * scale, flat.size.double() * scale
+    found = chart_runs(points, flat.chart, flat.border, size, margin)
+    shapes = ChartRuns(found.extents.cpu(), found.first.cpu(), found.runs.cpu())
+    box = shapes.extents[:, 0].long()
+    height, placed = min(
+        (
+            place_in_order(shapes, torch.argsort(-key, stable=True), grid, kernels)
+            for key in (box.sum(1), box.prod(1))
+        ),
+        key=lambda packing: packing[0],
+    )
+    column, row, turn = placed.to(flat.chart.device)[flat.chart].unbind(1)
+    x, y = (points + margin).unbind(1)
+    width, tall = found.extents[flat.chart, 0].double().unbind(1)
+    x, y = turned(x, y, width, tall, turn)
+    return Packing(torch.stack([x + column, y + row], dim=1), height)
 
 
-def apply_chart_maps(points: Tensor, chart: Tensor, source: Tensor, target: Tensor, count: int) -> Tensor:
-    """Fit `target [M, 2] = A points[source] + b` for each chart by least squares, and map all its points."""
-    owner = chart[source]
-    number = torch.bincount(owner, minlength=count).clamp_min(1).double()[:, None]
+def turned(x: Tensor, y: Tensor, width: Tensor, height: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of a box after 0 .. 3 quarter turns of it."""
+    across = torch.where(
+        turn == 0, x, torch.where(turn == 1, height - y, torch.where(turn == 2, width - x, y))
+    )
+    down = torch.where(turn == 0, y, torch.where(turn == 1, x, torch.where(turn == 2, height - y, width - x)))
+    return across, down
 
-    def mean(values: Tensor) -> Tensor:
-        total = torch.zeros(count, values.shape[1], dtype=torch.float64).index_add_(0, owner, values)
-        return total / number
 
-    x_mean, y_mean = mean(points[source]), mean(target)
-    x, y = points[source] - x_mean[owner], target - y_mean[owner]
-    cross = mean((y[:, :, None] * x[:, None]).reshape(-1, 4)).reshape(-1, 2, 2)
-    spread = mean((x[:, :, None] * x[:, None]).reshape(-1, 4)).reshape(-1, 2, 2)
-    linear = cross @ torch.linalg.pinv(spread, hermitian=True)
-    return torch.einsum("wij,wj->wi", linear[chart], points - x_mean[chart]) + y_mean[chart]
+def place_in_order(shapes: ChartRuns, order: Tensor, grid: int, kernels: Kernels) -> tuple[int, Tensor]:
+    """Height in cells, and column, row and turn of each chart, int32 [K, 3], placed in an order."""
+    first = shapes.first.long()
+    count = (first[1:] - first[:-1]).reshape(-1, 4)[order].reshape(-1)
+    start = first[:-1].reshape(-1, 4)[order].reshape(-1)
+    ordered = torch.zeros(len(count) + 1, dtype=torch.int64, device="cpu")
+    ordered[1:] = torch.cumsum(count, 0)
+    source = torch.repeat_interleave(start - ordered[:-1], count)
+    source += torch.arange(len(source), device="cpu")
+    extents = shapes.extents[order]
+    octave = (extents[:, 0].double().log2() * KINDS).round().long()
+    kinds, _ = number_labels(octave[:, 0] * 1024 + octave[:, 1])
+    place: Any = kernels["place"]
+    found = place(extents, ordered.int(), shapes.runs[source], kinds.int(), grid, 2 * grid)
+    if bool((found < 0).any()):
+        return 2 * grid, found
+    top = found[:, 1] + extents[torch.arange(len(extents), device="cpu"), found[:, 2].long(), 1]
+    placed = torch.empty_like(found)
+    placed[order] = found
+    return int(top.max()), placed

@@ -32,6 +32,10 @@ OPS: Mapping[str, tuple[Backend, ...]] = {
         ),
         Backend(name="torch", module="rasterize", function="rasterize", probe=runs_everywhere),
     ),
+    "place": (
+        Backend(name="warp", module="place_warp", function="place_warp", probe=warp_runs, hint=WARP_HINT),
+        Backend(name="torch", module="place", function="place", probe=runs_everywhere),
+    ),
     "closest_point": (
         Backend(
             name="warp",
