@@ -6,9 +6,9 @@ words of 64 bits, one per layer in x, that say which cells exist, and for each w
 voxel in a list of rows, in which a voxel comes after as many as there are lower bits set. That is
 about 100 bytes per brick and 4 per voxel; nothing is sorted. Letters: N voxels, Q points, C channels.
 
-Measured on one core, six channels, the torus knot of `tests/benchmarks/asset.py` (512 voxels per side, 880,000
-voxels): 2.0 million texels (2048^2) in 0.25 s, with the torch reference 1.5 s; 8.1 million (4096^2) in 1.1 s,
-with the reference 4.2 s. Points are sampled side by side on as many threads as torch has.
+Measured on one core, six channels, the torus knot of `tests/benchmarks/asset.py` with 512 voxels per side,
+880,000 voxels: 2.0 million texels (2048^2) in 0.25 s, with the torch reference 1.5 s; 8.1 million (4096^2) in
+1.1 s, with the reference 4.2 s. Points are sampled side by side on as many threads as torch has.
 """
 
 from collections.abc import Callable, Sequence
