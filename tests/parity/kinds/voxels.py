@@ -18,9 +18,9 @@ from tests.parity.case import Case, Check, Kind, compare_tensor
 from trellis2.dual_grid import Grid, extract_mesh, find_quads, gather_quadrics, mesh_to_dual_grid, split_along
 from trellis2.voxelize import voxelize_surface
 from trellis_core.geometry.sample import sample_voxels
-from trellis_core.kernels.voxel_sampler import index_voxels, trilinear_corners
 from trellis_core.io import vxz
 from trellis_core.io.voxel_files import read_voxels, write_npz, write_voxels
+from trellis_core.kernels.voxel_sampler import index_voxels, trilinear_corners
 from trellis_core.sparse.order import batch_codes
 from trellis_core.training.ingest.surfaces import SurfaceMaterial, TexturedMesh
 
