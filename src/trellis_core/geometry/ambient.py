@@ -19,7 +19,7 @@ from trellis_core.geometry.infill import paint_texture
 from trellis_core.geometry.tangents import blend
 from trellis_core.geometry.triangles import face_areas, face_normals
 from trellis_core.geometry.types import Mesh
-from trellis_core.runtime import Runtime
+from trellis_core.runtime import Runtime, silent
 
 RAYS = 256
 LIFT = 5e-4  # of the object's diagonal: rays start this far above the surface
@@ -62,7 +62,8 @@ def bake_ambient(
     if beneath is not None:  # from a place that lies below the original, one would see nothing
         lost = torch.nonzero(beneath.face < 0).reshape(-1)
         own = (point[lost], normal[lost], mesh, spots.index[lost])
-        seen[:, lost] = look_around(*own, texture_size, count, both_sides, runtime)
+        quietly = runtime.reporting(silent)
+        seen[:, lost] = look_around(*own, texture_size, count, both_sides, quietly)
     share = share_rays(seen, spots, mesh, normal, texture_size, rounds).amax(0)
     values = (share.clamp(0, 1) * 255).round().to(torch.uint8)
     return paint_texture(values[:, None], spots.index, texture_size)[..., 0]

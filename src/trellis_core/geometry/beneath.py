@@ -70,8 +70,11 @@ def find_beneath(
     faces, weights = [spots.face[:0]], [spots.weight[:0]]
     for part in spots.parts(CHUNK):
         runtime.report("original", len(faces) - 1, len(spots.index) // CHUNK + 1)
-        place, along = places(mesh, part), unit(blend(outward[corners[part.face]], part.weight))
-        face, weight = find_surface(place, along, original, target, reach, runtime.kernels, either_side)
+        along = unit(blend(outward[corners[part.face]], part.weight))
+        start, normal = places(mesh, part), smooth_normals(mesh, part)
+        face, weight = find_surface(
+            start, along, normal, original, target, reach, runtime.kernels, either_side
+        )
         faces.append(face)
         weights.append(weight)
     return Beneath(spots, torch.cat(faces), torch.cat(weights))
@@ -124,14 +127,15 @@ def search_reach(mesh: Mesh, spots: Spots, original: Mesh, kernels: Kernels) -> 
 
 def find_surface(
     points: Tensor,  # float32 [Q, 3]
-    normals: Tensor,  # float32 [Q, 3]  unit, in which to look
+    directions: Tensor,  # float32 [Q, 3]  unit, in which to look and back
+    normals: Tensor,  # float32 [Q, 3]  unit
     original: Mesh,
     target: Tensor,  # float32 [F, 3]  normals of the original's faces
     reach: float,
     kernels: Kernels,
     either_side: bool,
 ) -> tuple[Tensor, Tensor]:  # int64 [Q] -1 where none, float32 [Q, 3] barycentric
-    """The nearest face of the original along the normal, in front or behind, else the closest one around.
+    """The nearest face of the original in these directions or behind, else the closest one around.
 
     Only faces that look the same way as the normal count, with `either_side` also the opposite way. The
     others are looked through, as the back of a thin wall may lie before its front.
@@ -147,7 +151,7 @@ def find_surface(
     found = torch.full_like(best, -1, dtype=torch.int64)
     weights = torch.zeros_like(points)
     step = SKIP * reach
-    for direction in (normals, -normals):
+    for direction in (directions, -directions):
         rows, behind = torch.arange(len(points), device=points.device), torch.zeros_like(best)
         for _ in range(LAYERS):
             along = direction[rows].contiguous()
