@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trellis_core.geometry.connectivity import connected_components, number_labels, sum_by
-from trellis_core.geometry.flatten import FlatCharts, Surface, chart_axes, flatten_charts
+from trellis_core.geometry.flatten import FlatCharts, Surface, chart_axes, flatten_charts, part_of
 from trellis_core.geometry.triangles import unit
 
 NORMAL_ROUNDS = 4
@@ -95,7 +95,7 @@ def connected_charts(surface: Surface, labels: Tensor) -> Tensor:
 
 def merge_tiny(surface: Surface, chart: Tensor) -> Tensor:
     """Join charts too small to be worth a border to the neighbour they share most border with."""
-    limit = max(TINY_AREA, TINY_FACES / len(chart)) * float(surface.areas.sum())
+    limit = max(TINY_AREA, TINY_FACES / surface.count) * surface.area
     for _ in range(MERGE_ROUNDS):
         axis, area = chart_axes(surface, chart)
         count = len(area)
@@ -142,22 +142,22 @@ def split_steep(surface: Surface, chart: Tensor) -> Tensor:
     return chart
 
 
-def cut_sprawling(surface: Surface, chart: Tensor, rim: float) -> Tensor:
+def cut_sprawling(surface: Surface, chart: Tensor, rim: float, rounds: int = CUT_ROUNDS) -> Tensor:
     """Cut charts that fill little of their box (combs, spirals) in two, over and over.
 
     `rim` is how wide a strip along a border stays empty.
     """
-    for _ in range(CUT_ROUNDS):
-        flat = flatten_charts(surface, chart)
-        area = sum_by(surface.areas, chart, len(flat.size))
-        sprawling = (area < CUT_FILL * flat.size.prod(1)) & (area > CUT_AREA * area.sum())
-        face = torch.nonzero(sprawling[chart]).squeeze(1)
-        if len(face) == 0:
-            break
-        far = torch.zeros_like(chart)
-        far[face] = beyond_cut(surface, chart, flat, face, rim).long()
-        chart = merge_tiny(surface, connected_charts(surface, 2 * chart + far))
-    return chart
+    flat = flatten_charts(surface, chart)
+    area = sum_by(surface.areas, chart, len(flat.size))
+    sprawling = (area < CUT_FILL * flat.size.prod(1)) & (area > CUT_AREA * surface.area)
+    face = torch.nonzero(sprawling[chart]).squeeze(1)
+    if rounds == 0 or len(face) == 0:
+        return chart
+    part = part_of(surface, face)
+    labels = 2 * chart[face] + beyond_cut(surface, chart, flat, face, rim)
+    pieces = merge_tiny(part, connected_charts(part, labels))
+    pieces = cut_sprawling(part, pieces, rim, rounds - 1)
+    return number_labels(chart.index_copy(0, face, len(area) + pieces))[0]
 
 
 def beyond_cut(surface: Surface, chart: Tensor, flat: FlatCharts, face: Tensor, rim: float) -> Tensor:

@@ -6,7 +6,7 @@ Runs where the mesh is. Letters: V, F, K charts, W flat vertices, S border sides
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,16 +28,38 @@ class Surface:
     normals: Tensor  # float32 [F, 3]
     areas: Tensor  # float32 [F]
     sides: Tensor  # float32 [F, 3] lengths
+    area: float  # of the whole, also for parts
+    count: int  # faces of the whole
 
 
 def surface_of(mesh: Mesh, partner: Tensor) -> Surface:
+    areas = face_areas(mesh.vertices, mesh.faces)
     return Surface(
         mesh,
         partner,
         torch.where(partner >= 0, partner // 3, -1),
         face_normals(mesh.vertices, mesh.faces),
-        face_areas(mesh.vertices, mesh.faces),
+        areas,
         side_lengths(mesh.vertices, mesh.faces),
+        float(areas.double().sum()),
+        len(mesh.faces),
+    )
+
+
+def part_of(surface: Surface, face: Tensor) -> Surface:
+    """Some faces, in ascending order, as a surface of their own."""
+    number = torch.full((len(surface.areas),), -1, dtype=torch.int64, device=face.device)
+    number[face] = torch.arange(len(face), device=face.device)
+    neighbor = torch.where(surface.neighbor[face] >= 0, number[surface.neighbor[face]], -1)
+    partner = torch.where(neighbor >= 0, 3 * neighbor + surface.partner[face] % 3, -1)
+    return replace(
+        surface,
+        mesh=Mesh(surface.mesh.vertices, surface.mesh.faces[face]),
+        partner=partner,
+        neighbor=neighbor,
+        normals=surface.normals[face],
+        areas=surface.areas[face],
+        sides=surface.sides[face],
     )
 
 

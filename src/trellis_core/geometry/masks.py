@@ -81,36 +81,65 @@ def cut_in_pieces(points: Tensor, chart: Tensor, border: Tensor) -> Pieces:
     return Pieces(chart[border[:, 0]][side], at(step), at(step + 1))
 
 
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Boxes of cells, one for each chart, in one row of memory; an empty column parts rows."""
+
+    pitch: Tensor  # int64 [K]  width and one
+    height: Tensor  # int64 [K]
+    origin: Tensor  # int64 [K]  first cell
+
+    def count(self) -> int:
+        return int((self.pitch * self.height).sum())
+
+
+def cells_of(width: Tensor, height: Tensor) -> Cells:
+    count = (width + 1) * height
+    return Cells(width + 1, height, torch.cumsum(count, 0) - count)
+
+
+def wound_twice(points: Tensor, chart: Tensor, border: Tensor, size: Tensor) -> Tensor:
+    """Charts whose border winds around a cell more than once, bool [K]: all that can lie over themselves."""
+    extent = size.floor().long() + 1
+    cells = cells_of(extent[:, 0], extent[:, 1])
+    winding = winding_numbers(cut_in_pieces(points, chart, border), cells)
+    place = torch.nonzero(winding.abs() > 1).squeeze(1)
+    found = torch.zeros(len(size), dtype=torch.bool, device=points.device)
+    found[torch.searchsorted(cells.origin, place, right=True) - 1] = True
+    return found
+
+
+def winding_numbers(pieces: Pieces, cells: Cells) -> Tensor:
+    """How often the border winds around the middle of each cell, int32 [C]."""
+    sign, row, column = crossings(pieces)
+    place = cells.origin[pieces.chart] + row * cells.pitch[pieces.chart] + column
+    change = torch.zeros(cells.count(), dtype=torch.int32, device=sign.device).index_add_(0, place, sign)
+    return torch.cumsum(change, 0, dtype=torch.int32)
+
+
 def marked_runs(
     pieces: Pieces, width: Tensor, height: Tensor, margin: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs of cells near or within the border: chart, row, first and end column; sorted."""
-    pitch = width + 1  # an empty column parts rows
-    origin = torch.cumsum(pitch * height, 0) - pitch * height
-    total = int((pitch * height).sum())
-    near, within = (torch.zeros(total, dtype=torch.int32, device=origin.device) for _ in range(2))
-
-    corner, pitch_here = origin[pieces.chart], pitch[pieces.chart]
+    cells = cells_of(width, height)
     low = (torch.minimum(pieces.start, pieces.end) - margin).floor().long().clamp_min(0)
     high = (torch.maximum(pieces.start, pieces.end) + margin).floor().long()
-    left, right = low[:, 0], torch.minimum(high[:, 0], width[pieces.chart] - 1) + 1
+    left, right = low[:, 0], torch.minimum(high[:, 0] + 1, width[pieces.chart])
     top, bottom = low[:, 1], torch.minimum(high[:, 1], height[pieces.chart] - 1)
+    near = torch.zeros(cells.count(), dtype=torch.int32, device=width.device)
     one = torch.ones_like(top, dtype=torch.int32)
     for step in range(int((bottom - top).max()) + 1):
-        row = corner + torch.minimum(top + step, bottom) * pitch_here
+        row = cells.origin[pieces.chart] + torch.minimum(top + step, bottom) * cells.pitch[pieces.chart]
         near.index_add_(0, row + left, one).index_add_(0, row + right, -one)
-
-    sign, row, column = crossings(pieces)
-    within.index_add_(0, corner + row * pitch_here + column, sign)
-    cells = torch.cumsum(near, 0, dtype=torch.int32) > 0
-    cells |= torch.cumsum(within, 0, dtype=torch.int32) != 0
-    before = torch.zeros_like(cells)
-    before[1:] = cells[:-1]
-    begin = torch.nonzero(cells & ~before).squeeze(1)
-    end = torch.nonzero(before & ~cells).squeeze(1)
-    owner = torch.searchsorted(origin, begin, right=True) - 1
-    row = (begin - origin[owner]) // pitch[owner]
-    start = origin[owner] + row * pitch[owner]
+    marked = torch.cumsum(near, 0, dtype=torch.int32) > 0
+    marked |= winding_numbers(pieces, cells) != 0
+    before = torch.zeros_like(marked)
+    before[1:] = marked[:-1]
+    begin = torch.nonzero(marked & ~before).squeeze(1)
+    end = torch.nonzero(before & ~marked).squeeze(1)
+    owner = torch.searchsorted(cells.origin, begin, right=True) - 1
+    row = (begin - cells.origin[owner]) // cells.pitch[owner]
+    start = cells.origin[owner] + row * cells.pitch[owner]
     return owner, row, begin - start, end - start
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from trellis_core.geometry.charts import connected_charts, make_charts, split_steep
 from trellis_core.geometry.connectivity import edges_of, partner_sides
 from trellis_core.geometry.flatten import FlatCharts, flatten_charts, surface_of
+from trellis_core.geometry.masks import wound_twice
 from trellis_core.geometry.pack import pack, rim_of
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import Kernels
@@ -47,20 +48,24 @@ def unwrap(
 def overlapping_faces(flat: FlatCharts, layer_gap: float, kernels: Kernels) -> Tensor:
     """Faces that lie above another face of their chart by more than `layer_gap`, bool [F].
 
-    All charts are drawn side by side twice, seen from above and from below: where the two pictures differ
-    in height there are two layers.
+    Charts that lie over themselves wind around some place twice. These are drawn side by side, seen from
+    above and from below: where the two pictures differ in height there are two layers.
     """
     scale, corner, height, width = lay_in_rows(flat.size)
+    found = torch.zeros(len(flat.faces), dtype=torch.bool, device=flat.faces.device)
+    doubtful = wound_twice(flat.points.double() * scale, flat.chart, flat.border, flat.size.double() * scale)
+    drawn = torch.nonzero(doubtful[flat.chart[flat.faces[:, 0]]]).squeeze(1)
+    if len(drawn) == 0:
+        return found
     pixel = flat.points * scale + corner[flat.chart]
-    faces = flat.faces.to(torch.int32)
+    faces = flat.faces[drawn].to(torch.int32)
     rasterize: Any = kernels["rasterize"]
     top, top_weight = rasterize(torch.cat([pixel, -flat.height[:, None]], 1), faces, height, width)
     bottom, bottom_weight = rasterize(torch.cat([pixel, flat.height[:, None]], 1), faces, height, width)
     double = top != bottom
-    upper, lower = top[double].long(), bottom[double].long()
+    upper, lower = drawn[top[double].long()], drawn[bottom[double].long()]
     above = flat.height[flat.faces[upper]] * top_weight[double]
     below = flat.height[flat.faces[lower]] * bottom_weight[double]
-    found = torch.zeros(len(flat.faces), dtype=torch.bool, device=top.device)
     found[upper[above.sum(1) - below.sum(1) > layer_gap]] = True
     return found
 
