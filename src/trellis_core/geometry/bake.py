@@ -30,7 +30,7 @@ ENOUGH_SUPPORT = 0.25  # sum of trilinear weights below which a sample is not tr
 FAR = 0.3  # mean distance from the original, in voxels, above which `auto` projects everywhere
 REACH = 8.0  # voxels that a texel may be away from the original surface
 COARSE_TEXEL = 1.5  # voxels; larger texels are averaged from four samples
-PROBES = 4000  # points that tell how far a mesh is from the original
+PROBES = 2000  # points that tell how far a mesh is from the original
 BAND = 1 << 21  # pixels at a time: about 150 MB of temporaries
 CHUNK = 1 << 18
 
