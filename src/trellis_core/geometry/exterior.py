@@ -39,13 +39,15 @@ SPREAD = 3  # neighbours away that what it sees counts for
 SECOND_LOOKS = 4  # at the borders of what may go, and at all of it where it is small
 DIRECTIONS = 13  # to each side of what may go
 DIRECTIONS_ON_GPU = 32
-DIM = (0.25, 0.0)  # at most this share of the sky, of both sides together, is seen from inside
+DIM = 0.25  # at most this share of the sky, of both sides together, is seen from inside
 CROWD = 2000  # faces of a group that know from glances what they see together
 LIT = 0.5  # more than this share is never inside
 OPEN_WIDTH = 5  # cells across the shafts through which the sky is surely seen
 OPEN_DEPTH = 3  # cells that a face may lie below their bottom
 LIFT = 1e-3  # cells: rays start this far from their face
 SHORT_CUT = 0.25  # of a group's area: what the holes that it leaves may cover, as disks
+STRAY_LIGHT = 0.02  # of what one small hole lets in; rays slip through somewhere
+MEASURED = 1.25  # by which the light that is measured may exceed what holes let in
 ROUNDS = 4  # of straightening cuts
 GOLDEN = 0.6180339887498949
 
@@ -78,19 +80,17 @@ def remove_hidden(
     sky = Sky(mesh, walls, kernels["open_sky"], LIFT / around.cells)
     beside = faces_beside(mesh.faces)
     share, guessed = glance(sky, around, beside, glass=see_through is not None)
-    gone = torch.zeros(len(mesh.faces), dtype=torch.bool, device=device)
     rays = DIRECTIONS_ON_GPU if device.type == "cuda" else DIRECTIONS
-    for limit in DIM:
-        for _ in range(SECOND_LOOKS):
-            size = closed_off(mesh, share, gone, limit, holes, slack=2)
-            border = ((size[beside] > 0) != (size > 0)[:, None]).any(1)
-            doubtful = torch.nonzero(guessed & (border | ((size > 0) & (size < CROWD)))).reshape(-1)
-            if len(doubtful) == 0:
-                break
-            share[doubtful] = sky.seen_from(doubtful, rays)
-            guessed[doubtful] = False
-        gone |= closed_off(mesh, share, gone, limit, holes) > 0
-    return keep_faces(mesh, ~gone) if bool(gone.any()) and not bool(gone.all()) else mesh
+    for _ in range(SECOND_LOOKS):
+        size = closed_off(mesh, share, holes, slack=2)
+        border = ((size[beside] > 0) != (size > 0)[:, None]).any(1)
+        doubtful = torch.nonzero(guessed & (border | ((size > 0) & (size < CROWD)))).reshape(-1)
+        if len(doubtful) == 0:
+            break
+        share[doubtful] = sky.seen_from(doubtful, rays)
+        guessed[doubtful] = False
+    keep = closed_off(mesh, share, holes) == 0
+    return keep_faces(mesh, keep) if bool(keep.any()) and not bool(keep.all()) else mesh
 
 
 def faces_beside(faces: Tensor) -> Tensor:
@@ -249,30 +249,32 @@ def beside(outside: Tensor) -> Tensor:
     return near
 
 
-def closed_off(
-    mesh: Mesh, share: Tensor, gone: Tensor, limit: float, holes: HoleLimits, slack: float = 1
-) -> Tensor:
+def closed_off(mesh: Mesh, share: Tensor, holes: HoleLimits, slack: float = 1) -> Tensor:
     """For faces that may go the size of their group, int64 [F], 0 for others.
 
-    Groups are of faces that see at most `limit` of the sky. With slack, those that may turn out to be one.
+    With slack also for those of which a closer look may find that they may go.
     """
-    dark = (share <= limit) & ~gone
+    dark = share <= DIM
     touched = torch.zeros(len(mesh.vertices), dtype=torch.bool, device=share.device)
     touched[mesh.faces[dark].long().reshape(-1)] = True
     # All faces at the edges of dark ones.
-    near = torch.nonzero(touched[mesh.faces.long()].any(1) & ~gone).reshape(-1)
+    near = torch.nonzero(touched[mesh.faces.long()].any(1)).reshape(-1)
     vertices, faces, share, dark = mesh.vertices.double(), mesh.faces[near], share[near], dark[near]
     edges = edges_of(faces)
     dark = straighten_cuts(edges, side_lengths(vertices, faces), dark, share <= LIT)
     group, count = dark_groups(edges, dark)
     area = face_areas(vertices, faces)
     total, seen = sum_by(torch.stack([area, area * share], 1)[dark], group[dark], count).unbind(1)
-    cuts = cuts_around(vertices, edges, dark, group, count, holes)
+    complete = touched[edges.vertices].any(1)
+    cuts = cuts_around(vertices, edges, complete, dark, group, count, holes)
     goes = cuts.disks <= slack * SHORT_CUT * total
-    goes &= seen <= slack * (1 + cuts.holes) * disk(holes.perimeter)
+    # Flat holes may be larger, as the wall goes on beside them, but are no excuse for light.
+    stray = STRAY_LIGHT * disk(holes.perimeter)
     if slack == 1:
-        goes &= ~cuts.too_long
-    size = torch.zeros_like(gone, dtype=torch.int64)
+        goes &= ~cuts.too_long & (seen <= MEASURED * cuts.light + stray)
+    else:
+        goes &= seen <= slack * cuts.disks + stray
+    size = torch.zeros(len(mesh.faces), dtype=torch.int64, device=share.device)
     size[near[dark]] = torch.where(goes, torch.bincount(group[dark], minlength=count), 0)[group[dark]]
     return size
 
@@ -311,38 +313,42 @@ def dark_groups(edges: Edges, dark: Tensor) -> tuple[Tensor, int]:
 class Cuts:
     """What taking each group of faces away would open."""
 
-    holes: Tensor  # int64 [groups]
-    disks: Tensor  # float64 [groups]  area of disks with the holes' perimeters
+    light: Tensor  # float64 [groups]  area of disks with the perimeters of the small holes
+    disks: Tensor  # float64 [groups]  of all holes
     too_long: Tensor  # bool [groups]  some hole would stay open
 
 
 def cuts_around(
     vertices: Tensor,  # float64 [V, 3]
     edges: Edges,
+    complete: Tensor,  # bool [E]  edges of which all faces are there
     dark: Tensor,  # bool [F]
     group: Tensor,  # int64 [F]
     count: int,
     limits: HoleLimits,
 ) -> Cuts:
-    """Holes are chains of edges at which one face is left of several."""
+    """Holes are chains of edges at which an odd number of faces is left, also where that is so already."""
     left = torch.bincount(edges.of_side[~dark].reshape(-1), minlength=len(edges.face_count))
-    opened = (left == 1) & (edges.face_count > 1)
-    owner = torch.zeros_like(edges.face_count).scatter_reduce(
-        0, edges.of_side[dark].reshape(-1), group[dark].repeat_interleave(3), "amax"
-    )[opened]
-    # Groups that meet at a vertex leave holes of their own there.
-    ends, places = number_labels(edges.vertices[opened] * count + owner[:, None])
+    odd = complete & (left % 2 == 1)
+    ends, places = number_labels(edges.vertices[odd])
     chain, chains = number_labels(connected_components(ends, places)[ends[:, 0]])
-    points = vertices[edges.vertices[opened]]
+    points = vertices[edges.vertices[odd]]
     perimeter = sum_by((points[:, 0] - points[:, 1]).norm(dim=1), chain, chains)
     flat = thickness(points.mean(1), chain, chains) <= limits.flatness
-    closes = (perimeter < limits.perimeter) | (flat & (perimeter < limits.planar_perimeter))
-    of_chain = torch.zeros(chains, dtype=torch.int64, device=owner.device)
-    of_chain[chain] = owner
+    small = perimeter < limits.perimeter
+    closes = small | (flat & (perimeter < limits.planar_perimeter))
+
+    owner = torch.zeros_like(edges.face_count).scatter_reduce(
+        0, edges.of_side[dark].reshape(-1), group[dark].repeat_interleave(3), "amax"
+    )
+    opened = (left < edges.face_count)[odd]
+    hole = torch.unique(chain[opened] * count + owner[odd][opened])
+    hole, of = hole // count, hole % count
+    area = disk(perimeter)[hole]
     return Cuts(
-        torch.bincount(of_chain, minlength=count),
-        sum_by(disk(perimeter), of_chain, count),
-        torch.bincount(of_chain[~closes], minlength=count) > 0,
+        sum_by(area * small[hole], of, count),
+        sum_by(area, of, count),
+        torch.bincount(of[~closes[hole]], minlength=count) > 0,
     )
 
 

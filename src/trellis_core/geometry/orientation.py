@@ -17,7 +17,7 @@ from trellis_core.geometry.types import Mesh
 from trellis_core.geometry.winding import consistent_winding, flip_faces
 
 MAX_FLOOD_SIDE = 256  # cells; finer grids are flooded at a coarser, still closed, resolution
-REACH = 3.0  # cells to walk from a face before giving up
+STEPS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # cells from a face, walked before giving up
 CLEAR_VOTE = 0.1  # share of a component's area by which one side must win
 
 
@@ -139,7 +139,7 @@ def outside_votes(corners: Tensor, around: Surroundings) -> Tensor:
     center, step = corners.mean(1), normals(corners) / around.cells
     vote = torch.zeros(len(center), device=center.device)
     undecided = torch.arange(len(center), device=center.device)
-    for length in torch.arange(0.5, REACH + 0.25, 0.5).tolist():
+    for length in STEPS:
         front, back = around.at(center + length * step), around.at(center - length * step)
         vote[undecided] = front.float() - back.float()
         walk_on = ~(front | back)
