@@ -49,6 +49,9 @@ SHOWN = (
     "components",
     "boundary_edges",
     "non_manifold_edges",
+    "mixed_edges",
+    "double_shells",
+    "hidden_area_share",
     "degenerate_faces",
     "duplicate_faces",
     "slivers",
@@ -101,13 +104,15 @@ class Stages:
             print(words, flush=True)
 
     def total(self, before: int) -> dict[str, Any]:
-        slowest = max(self.rows, key=lambda row: row["cpu"])
+        slowest = max(self.rows, key=lambda row: row["seconds"])
+        peak = max(row["peak_mib"] for row in self.rows)
         return {
             "seconds": sum(row["seconds"] for row in self.rows),
             "cpu": sum(row["cpu"] for row in self.rows),
             "dominates": slowest["stage"],
             "before_mib": before >> 20,
-            "peak_mib": max(row["peak_mib"] for row in self.rows),
+            "peak_mib": peak,
+            "added_mib": peak - (before >> 20),
             **({"peak_gpu_mib": max(row["gpu_mib"] for row in self.rows)} if self.gpu else {}),
         }
 
@@ -196,8 +201,10 @@ def run_case(name: str, options: argparse.Namespace, runtime: Runtime) -> dict[s
         assets = {"library": other, **assets}
         result["library"] = {"stages": rows, "total": total, "quality": quality}
     if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
         draw_side_by_side(shape, assets, runtime, options.pictures / f"{name}.png")
     if options.save:
+        options.save.mkdir(parents=True, exist_ok=True)
         asset.save(options.save / f"{name}.glb")
     return result
 
@@ -213,6 +220,38 @@ def same(one: Asset, other: Asset) -> bool:
     pairs = [(getattr(one.mesh, name), getattr(other.mesh, name)) for name in ("vertices", "faces", "uvs")]
     pairs += [(getattr(one.material, name), getattr(other.material, name)) for name in MAPS]
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+COLUMNS = (
+    ("seconds", "total", "seconds", "{:.1f}"),
+    ("memory added, MiB", "total", "added_mib", "{:,}"),
+    ("GPU memory, MiB", "total", "peak_gpu_mib", "{:,}"),
+    ("slowest step", "total", "dominates", "{}"),
+    ("Chamfer", "quality", "chamfer", "{:.3f}"),
+    ("farthest", "quality", "farthest", "{:.2f}"),
+    ("slivers", "quality", "slivers", "{:,}"),
+    ("open edges", "quality", "boundary_edges", "{:,}"),
+    ("mixed edges", "quality", "mixed_edges", "{:,}"),
+    ("charts", "quality", "uv_charts", "{:,}"),
+    ("covered", "quality", "uv_coverage", "{:.0%}"),
+    ("stretch", "quality", "uv_stretch", "{:.2f}"),
+    ("PSNR, dB", "quality", "psnr", "{:.1f}"),
+)
+
+
+def table(cases: list[dict[str, Any]]) -> list[str]:
+    """The results as a table in Markdown, one row for each export; lengths in voxels."""
+    columns = [c for c in COLUMNS if any(c[2] in case["ours"][c[1]] for case in cases)]
+    lines = ["| object | voxels | raw faces | by | " + " | ".join(c[0] for c in columns) + " |"]
+    lines.append("|" + "---|" * (4 + len(columns)))
+    for case in cases:
+        for by in ("ours", "library"):
+            if by in case:
+                values = [case[by][part].get(name) for _, part, name, _ in columns]
+                shown = ["-" if v is None else c[3].format(v) for c, v in zip(columns, values, strict=True)]
+                head = [case["case"], f"{case['voxels']:,}", f"{case['raw_faces']:,}", by]
+                lines.append("| " + " | ".join([*head, *shown]) + " |")
+    return lines
 
 
 def warm_up(runtime: Runtime) -> None:
@@ -257,6 +296,7 @@ def main() -> None:
     runtime = Runtime(device=device, kernels=resolve_kernels(info))
     warm_up(runtime)
     cases = [run_case(name, options, runtime) for name in options.case or FIVE]
+    print("\n".join(table(cases)))
     if options.json:
         options.json.write_text(json.dumps({"what": what, "cases": cases}, indent=1))
 

@@ -25,7 +25,7 @@ from trellis_core.geometry.connectivity import (
 from trellis_core.geometry.types import Mesh
 
 SLAB_VERTICES = 100_000  # about as many are worked on at a time: they stay in the caches
-GPU_SLABS = 20  # times as many on a GPU, which takes as long for few as for many
+GPU_SLABS = 5  # times as many on a GPU, which takes as long for few as for many
 PULL = 1e-2  # towards the centroid, as a share of the area: keeps the vertex of a flat group in its middle
 REACH = 0.65  # of a cell: how far the vertex may be from the centroid
 TURN = 0.3  # cosine; a face that turns by more undoes the groups at its corners
