@@ -23,7 +23,7 @@ GRID = 1024  # cells along a side, at most one for each texel
 EXPECTED_COVERAGE = 0.65
 ROUNDS = 7  # scales that are tried; as many again when none of them fits
 GOOD_FIT = 0.992  # of the smallest scale known to be too large
-KINDS = 8  # sizes in an octave; boxes of one size are looked for a place from where the last one found it
+KINDS = 16  # sizes in an octave; boxes of one size are looked for a place from where the last one found it
 
 
 def pack(flat: FlatCharts, texture_size: int, kernels: Kernels) -> Tensor:
@@ -79,21 +79,15 @@ class Packing:
 
 
 def place_charts(flat: FlatCharts, scale: float, margin: float, grid: int, kernels: Kernels) -> Packing:
-    """The lower of two packings at one scale (cells per unit): charts by perimeter or by area of their boxes.
+    """Pack at one scale (cells per unit), charts with the longest boxes first.
 
     Charts without room on a grid of twice the height count as twice as high.
     """
     points, size = flat.points.double() * scale, flat.size.double() * scale
     found = chart_runs(points, flat.chart, flat.border, size, margin)
     shapes = ChartRuns(found.extents.cpu(), found.first.cpu(), found.runs.cpu())
-    box = shapes.extents[:, 0].long()
-    height, placed = min(
-        (
-            place_in_order(shapes, torch.argsort(-key, stable=True), grid, kernels)
-            for key in (box.sum(1), box.prod(1))
-        ),
-        key=lambda packing: packing[0],
-    )
+    order = torch.argsort(-shapes.extents[:, 0].sum(1), stable=True)
+    height, placed = place_in_order(shapes, order, grid, kernels)
     column, row, turn = placed.to(flat.chart.device)[flat.chart].unbind(1)
     x, y = (points + margin).unbind(1)
     width, tall = found.extents[flat.chart, 0].double().unbind(1)

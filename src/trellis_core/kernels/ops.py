@@ -8,7 +8,7 @@ from trellis_core.kernels.attention_probes import ATTENTION, PACKED_ATTENTION
 from trellis_core.kernels.probes import TRITON_HINT, triton_runs
 from trellis_core.kernels.table import Backend, runs_everywhere
 from trellis_core.kernels.warp_start import HINT as WARP_HINT
-from trellis_core.kernels.warp_start import warp_runs
+from trellis_core.kernels.warp_start import warp_is_installed, warp_runs
 
 OPS: Mapping[str, tuple[Backend, ...]] = {
     "attention": ATTENTION,
@@ -33,7 +33,13 @@ OPS: Mapping[str, tuple[Backend, ...]] = {
         Backend(name="torch", module="rasterize", function="rasterize", probe=runs_everywhere),
     ),
     "place": (
-        Backend(name="warp", module="place_warp", function="place_warp", probe=warp_runs, hint=WARP_HINT),
+        Backend(
+            name="warp",
+            module="place_warp",
+            function="place_warp",
+            probe=warp_is_installed,
+            hint=WARP_HINT,
+        ),
         Backend(name="torch", module="place", function="place", probe=runs_everywhere),
     ),
     "closest_point": (

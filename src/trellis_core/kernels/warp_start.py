@@ -18,10 +18,15 @@ from trellis_core.memory.devices import DeviceInfo
 HINT = "install it with `pip install warp-lang`, or choose the `torch` backend"
 
 
+def warp_is_installed(device: DeviceInfo) -> str | None:
+    """Probe of kernels that run on the processor, whatever the device: None, or the reason they cannot."""
+    return None if find_spec("warp") else "the package `warp-lang` is not installed"
+
+
 def warp_runs(device: DeviceInfo) -> str | None:
     """Probe: None when Warp kernels can run on `device`, else the reason they cannot."""
-    if find_spec("warp") is None:
-        return "the package `warp-lang` is not installed"
+    if missing := warp_is_installed(device):
+        return missing
     if device.kind not in ("cpu", "cuda"):
         return f"Warp does not run on `{device.kind}`"
     return None
