@@ -301,3 +301,12 @@ def test_unwrapping_twice_gives_the_same_and_names_every_device():
 def test_a_texture_without_room_for_the_charts_is_an_error():
     with pytest.raises(UsageError, match="200 charts"):
         pack(flat_of(sheets(*[box_sheet(1, 1)] * 200)), 16, KERNELS)
+
+
+@pytest.mark.parametrize(
+    "end", [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [1.0, 1e-7, 0.0]], ids=["plain", "flat", "needle"]
+)
+def test_a_single_triangle_fills_the_texture_from_side_to_side(end):
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], end])
+    uvs = unwrap(Mesh(corners, torch.tensor([[0, 1, 2]]).int()), 64, layer_gap=0.01, kernels=KERNELS).uvs
+    assert float((uvs.amax(0) - uvs.amin(0)).max()) > 0.9

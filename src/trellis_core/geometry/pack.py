@@ -33,7 +33,8 @@ def pack(flat: FlatCharts, texture_size: int, kernels: Kernels) -> Tensor:
     """
     grid = min(texture_size, GRID)
     margin = 0.5 * padding_of(texture_size) * grid / texture_size
-    scale = grid * math.sqrt(EXPECTED_COVERAGE / max(flat_area(flat), 1e-30))
+    longest = max(float(flat.size.max()), 1e-30)
+    scale = min(math.sqrt(EXPECTED_COVERAGE / max(flat_area(flat), 1e-60)), 1 / longest) * grid
     fits, too_large, best = 0.0, math.inf, None
     for step in range(2 * ROUNDS):
         packing = place_charts(flat, scale, margin, grid, kernels)
