@@ -22,7 +22,8 @@ from trellis_core.geometry.wrap import LARGEST_LATTICE, lattice_points, wrap_sol
 from trellis_core.runtime import Runtime
 
 NOZZLE = 0.4  # millimetres: the usual width of a printed line
-DETAIL = 200  # voxels over the height, or more where walls ask for them
+DETAIL = 200  # voxels along the longest side, or more where walls ask for them
+FINEST = NOZZLE / 4  # millimetres: voxels of small prints; no printed line shows more
 WALL_VOXELS = 3.0  # voxels across a wall, at most this size
 FEWEST_WALL_VOXELS = 2.0
 CLUSTER_LEVELS = 3  # what is flat is merged within cells of 2 ** 3 voxels
@@ -38,7 +39,7 @@ def print_solid(
     runtime: Runtime,
     faces: int | None = None,  # at most; None: as many as the solid has
     *,
-    voxel_mm: float | None = None,  # finest detail; None: a third of the wall, or a 200th of the height
+    voxel_mm: float | None = None,  # finest detail; None: as walls and size ask for
     nozzle_mm: float = NOZZLE,  # floating pieces smaller than this are dropped, with a warning
 ) -> Mesh:
     """Watertight solids, `height_mm` tall, standing on z = 0 around the z axis; outward-facing, manifold.
@@ -62,7 +63,7 @@ def print_solid(
         )
     scale = height_mm / float(extent[2])
     wall = wall_mm * height_mm / (height_mm - wall_mm)  # left after the solid is scaled to its height again
-    voxel = choose_voxel(tuple((extent * scale).tolist()), height_mm, wall, voxel_mm, runtime)
+    voxel = choose_voxel(tuple((extent * scale).tolist()), wall, voxel_mm, runtime)
     placed = Mesh(((vertices - low) * scale).float(), mesh.faces.cpu())
 
     solid = wrap_solid(placed, voxel, wall, runtime)
@@ -106,11 +107,9 @@ def demand_sizes(height_mm: float, wall_mm: float, faces: int | None, voxel_mm: 
     )
 
 
-def choose_voxel(
-    extent: tuple[float, ...], height: float, wall: float, wanted: float | None, runtime: Runtime
-) -> float:
+def choose_voxel(extent: tuple[float, ...], wall: float, wanted: float | None, runtime: Runtime) -> float:
     """The wanted voxel, or one that shows detail and walls; larger, with a warning, to fit into memory."""
-    voxel = wanted or min(wall / WALL_VOXELS, height / DETAIL)
+    voxel = wanted or min(wall / WALL_VOXELS, max(max(extent) / DETAIL, FINEST))
     fitting = voxel
     while lattice_points(extent, fitting, wall) > LARGEST_LATTICE:
         fitting *= 1.02
