@@ -47,7 +47,6 @@ OPEN_DEPTH = 3  # cells that a face may lie below their bottom
 LIFT = 1e-3  # cells: rays start this far from their face
 SHORT_CUT = 0.25  # of a group's area: what the holes that it leaves may cover, as disks
 STRAY_LIGHT = 0.02  # of what one small hole lets in; rays slip through somewhere
-MEASURED = 1.25  # by which the light that is measured may exceed what holes let in
 ROUNDS = 4  # of straightening cuts
 GOLDEN = 0.6180339887498949
 
@@ -271,7 +270,7 @@ def closed_off(mesh: Mesh, share: Tensor, holes: HoleLimits, slack: float = 1) -
     # Flat holes may be larger, as the wall goes on beside them, but are no excuse for light.
     stray = STRAY_LIGHT * disk(holes.perimeter)
     if slack == 1:
-        goes &= ~cuts.too_long & (seen <= MEASURED * cuts.light + stray)
+        goes &= ~cuts.too_long & (seen <= cuts.light + stray)
     else:
         goes &= seen <= slack * cuts.disks + stray
     size = torch.zeros(len(mesh.faces), dtype=torch.int64, device=share.device)
