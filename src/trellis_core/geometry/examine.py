@@ -248,11 +248,12 @@ def projections(
 
     Yields the viewing direction float64 [3], and points float32 [V, 3] for `rasterize`.
     """
-    grid = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)] * 3)
+    steps = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device=vertices.device)
+    grid = torch.cartesian_prod(steps, steps, steps)
     length = grid.abs().sum(1)
     order = torch.cat([grid[length == 1], grid[length == 3], grid[length == 2]])
     vertices = vertices.double()
-    for direction in torch.nn.functional.normalize(order[:count], dim=1).to(vertices.device):
+    for direction in torch.nn.functional.normalize(order[:count], dim=1):
         helper = torch.eye(3, dtype=torch.float64, device=vertices.device)[int(direction.abs().argmin())]
         right = torch.nn.functional.normalize(torch.linalg.cross(direction, helper), dim=0)
         down = torch.linalg.cross(direction, right)
