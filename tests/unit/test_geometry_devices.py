@@ -79,7 +79,7 @@ def test_cleaning_and_simplifying_work_where_the_mesh_is(shape):
     settings = ExportSettings(faces=1000)
     with torch.device("meta"):
         mesh = clean(shape.mesh, shape.voxels, settings, runtime).mesh
-        mesh = reduce_faces(mesh, settings.faces, 1 / GRID, runtime)
+        mesh = reduce_faces(mesh, settings.faces, 1 / GRID)
     assert 500 < len(mesh.faces) <= 1000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -462,22 +463,24 @@ def reduce_in_steps(
     target alone: a mesh is the same whichever others are made with it.
     """
     halves = [FINE >> step for step in range(FINE.bit_length())]
-    for faces in [*(half for half in halves if target < half < len(mesh.faces)), target]:
+    way = [*(half for half in halves if target < half < len(mesh.faces)), target]
+    for step, faces in enumerate(way):
+        runtime.report("simplify", step, len(way))
         if faces not in done:
-            done[faces] = reduce_faces(mesh, faces, voxel, runtime)
+            on_round = partial(runtime.report, "simplify", step, len(way))
+            done[faces] = reduce_faces(mesh, faces, voxel, on_round)
         mesh = done[faces]
+    runtime.report("simplify", len(way), len(way))
     return mesh
 
 
-def reduce_faces(mesh: Mesh, faces: int, voxel: float, runtime: Runtime) -> Mesh:
+def reduce_faces(mesh: Mesh, faces: int, voxel: float, on_round: Callable[[], None] = lambda: None) -> Mesh:
     """Bring the mesh to the face target, and repair what collapsing edges may have broken."""
-    runtime.report("simplify", 0, 1)
     if len(mesh.faces) > faces:
-        mesh = simplify(mesh, faces, lambda: runtime.report("simplify", 0, 1))
+        mesh = simplify(mesh, faces, on_round)
         mesh = remove_broken_faces(weld_vertices(mesh, WELD * voxel))
         mesh = remove_repeated_faces(straighten_slivers(split_non_manifold(mesh)))
         mesh = flip_edges(mesh, FLIP_SHIFT * voxel, rounds=2)
-    runtime.report("simplify", 1, 1)
     return mesh
 
 
