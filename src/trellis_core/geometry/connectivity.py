@@ -124,7 +124,7 @@ def sum_by(
 
     Atomic additions on a GPU come in any order, so there the values are sorted and summed in segments.
     """
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" or len(values) == 0:
         return torch.zeros(count, *values.shape[1:], dtype=values.dtype, device=values.device).index_add_(
             0, owner, values
         )
