@@ -100,6 +100,16 @@ def test_where_a_surface_was_cut_no_gap_opens():
     assert (count == 2).all()
 
 
+def test_sheets_that_only_touch_do_not_keep_each_other_from_being_simplified():
+    """Two tents stand ridge on ridge, the upper one on its head."""
+    points, faces = sheet(21)
+    lower = torch.cat([points[:, :2], -points[:, :1].abs()], 1)
+    upper = torch.cat([points[:, :2], points[:, :1].abs()], 1)
+    both = Mesh(torch.cat([lower, upper]), torch.cat([faces, faces.flip(1) + len(points)]).int())
+    assert len(both.vertices.unique(dim=0)) == len(both.vertices) - 21
+    assert len(simplify(both, 60).faces) <= 60
+
+
 def test_simplifying_is_repeatable():
     mesh = bowl()
     one, two = (simplify(mesh, 500) for _ in range(2))

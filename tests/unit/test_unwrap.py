@@ -50,6 +50,17 @@ def test_a_box_has_six_charts():
     assert int(chart.max()) + 1 == 6
 
 
+def test_the_sides_of_a_box_that_stands_askew_do_not_share_a_chart():
+    """However it stands: none of the six directions that faces are labelled by is along its sides."""
+    generator = torch.Generator().manual_seed(0)
+    flat = surface(box())
+    for _ in range(5):
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q
+        turn[:, 0] *= torch.det(turn).sign()
+        turned = Mesh(flat.vertices @ turn.T, flat.faces)
+        assert stretch_metrics(unwrap(turned, 256, layer_gap=1e-3, kernels=KERNELS))["uv_stretch"] < 1.1
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_face_is_steep_in_its_chart(name):
     built, chart = charted(surface(SHAPES[name]))

@@ -24,6 +24,8 @@ FLAT_LIMIT = math.cos(math.radians(85))  # steeper faces would be squeezed or fl
 STEEP_ROUNDS = 4
 TINY_AREA = 2e-5  # of the surface
 TINY_FACES = 8  # or this many average faces
+FOLD_ROUNDS = 3
+FOLDED = 1.15  # L2 stretch from which a chart is taken apart
 CUT_ROUNDS = 5
 CUT_FILL = 0.55  # charts that fill less of their box are cut in two
 CUT_AREA = 4e-4  # of the surface; smaller ones are left as they are
@@ -35,7 +37,8 @@ def make_charts(surface: Surface, rim: float) -> Tensor:
     """Chart of each face, int64 [F], numbered from 0. No face is steeper than 85 degrees in its chart."""
     labels = smooth_labels(surface, smooth_normals(surface))
     chart = connected_charts(surface, labels)
-    chart = cut_sprawling(surface, merge_tiny(surface, chart), rim)
+    chart = cut_folded(surface, merge_tiny(surface, chart))
+    chart = cut_sprawling(surface, chart, rim)
     return split_steep(surface, chart)
 
 
@@ -140,6 +143,28 @@ def split_steep(surface: Surface, chart: Tensor) -> Tensor:
         else:
             chart = connected_charts(surface, 2 * chart + steep)
     return chart
+
+
+def cut_folded(surface: Surface, chart: Tensor, rounds: int = FOLD_ROUNDS) -> Tensor:
+    """Take charts apart that projecting them would stretch by too much: two sides of a box, a whole dome.
+
+    They come apart where their normals turn from one side of the mean to the other.
+    """
+    axis, area = chart_axes(surface, chart)
+    cosine = (surface.normals * axis[chart]).sum(1)
+    stretch = (1 + 1 / cosine.clamp_min(FLAT_LIMIT).square()) / 2  # squared, of one face
+    folded = sum_by(surface.areas * stretch, chart, len(area)) > FOLDED**2 * area
+    face = torch.nonzero(folded[chart]).squeeze(1)
+    if rounds == 0 or len(face) == 0:
+        return chart
+    owner, numbers = number_labels(chart[face])
+    aside = (surface.normals[face] - cosine[face, None] * axis[chart[face]]).double()
+    spread = aside[:, :, None] * aside[:, None] * surface.areas[face, None, None]
+    across = torch.linalg.eigh(sum_by(spread, owner, numbers)).eigenvectors[:, :, 2]
+    part = part_of(surface, face)
+    pieces = connected_charts(part, 2 * owner + ((aside * across[owner]).sum(1) > 0))
+    pieces = cut_folded(part, merge_tiny(part, pieces), rounds - 1)
+    return number_labels(chart.index_copy(0, face, len(area) + pieces))[0]
 
 
 def cut_sprawling(surface: Surface, chart: Tensor, rim: float, rounds: int = CUT_ROUNDS) -> Tensor:

@@ -54,13 +54,14 @@ def simplify(mesh: Mesh, target_faces: int, on_round: Callable[[], None] = lambd
     """Collapse edges until `target_faces` are left, or nothing more can go without damage.
 
     Closed surfaces stay closed, open borders open; no edge gets a third face, and no face turns over.
-    Vertices that share a place, where the surface was cut, stay.
+    Where a border lies on another sheet (a leaf on a stem), both stay; sheets that only touch come apart.
     """
     if len(mesh.faces) <= target_faces:
         return mesh
-    ends = edges_of(mesh.faces).vertices
+    edges = edges_of(mesh.faces)
+    ends = edges.vertices
     unit = float((mesh.vertices[ends[:, 0]] - mesh.vertices[ends[:, 1]]).norm(dim=1).mean()) or 1.0
-    block = open_block(mesh.vertices.double() / unit, mesh.faces.long(), on_cuts(mesh))
+    block = open_block(mesh.vertices.double() / unit, mesh.faces.long(), on_seams(mesh, edges))
     block = replace(block, quadrics=hold_borders(block))
     for thin in THIN:
         block = collapse_until(block, target_faces, thin, on_round)
@@ -85,10 +86,12 @@ def pairs_to_go(faces: int, target: int) -> int:
     return (faces - target + 1) // 2 + target // 400
 
 
-def on_cuts(mesh: Mesh) -> Tensor:
-    """Vertices that share their place with another one, bool [V]."""
+def on_seams(mesh: Mesh, edges: Edges) -> Tensor:
+    """Vertices of borders that share their place with another vertex, and that one; bool [V]."""
     place = number_places(mesh.vertices)
-    return torch.bincount(place)[place] > 1
+    has_border = torch.zeros_like(place, dtype=torch.bool)
+    has_border[place[edges.vertices[edges.face_count == 1].reshape(-1)]] = True
+    return (torch.bincount(place)[place] > 1) & has_border[place]
 
 
 def hold_borders(block: Block) -> Quadrics:
