@@ -88,6 +88,10 @@ class Joined:
     piece: Tensor  # int64 [F]
     pieces: int
 
+    @property
+    def edge_count(self) -> int:
+        return len(self.edges.face_count)
+
 
 def join_corners(mesh: Mesh) -> Joined:
     faces = number_places(mesh.vertices)[mesh.faces.long()]

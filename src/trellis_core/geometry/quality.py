@@ -36,7 +36,7 @@ class QualityLimits:
     min_largest_share: float = 0.3  # of the area, in the largest component
     max_boundary_share: float = 0.1
     max_non_manifold_share: float = 0.01
-    max_mixed_edges: int = 0  # between faces that are wound against each other
+    max_mixed_share: float = 1e-3  # edges between faces wound against each other; of closed surfaces none
     max_double_shells: int = 0  # hidden pieces just under the surface
     max_sliver_share: float = 0.2  # aspect ratio over 10; flat parts of coarse meshes have some
     max_extreme_sliver_share: float = 0.002  # over 100
@@ -110,7 +110,7 @@ def check_mesh(
     )
     complain(
         "mixed_edges",
-        value("mixed_edges") > limits.max_mixed_edges,
+        value("mixed_edges") > (0 if metrics["closed"] else limits.max_mixed_share * joined.edge_count),
         "{value:,} edges lie between faces that are wound against each other.",
     )
     complain("volume", value("volume") < 0 and not metrics["mixed_edges"], "The mesh is inside out.")
