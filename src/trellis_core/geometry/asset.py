@@ -445,6 +445,8 @@ def cluster_tolerance(faces: int, target: int) -> float:
 
 def keep_finite(mesh: Mesh) -> Mesh:
     finite = torch.isfinite(mesh.vertices).all(1)
+    if bool(finite.all()):
+        return mesh
     return Mesh(
         torch.where(finite[:, None], mesh.vertices, 0.0), mesh.faces[finite[mesh.faces.long()].all(1)]
     )

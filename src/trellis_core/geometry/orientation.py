@@ -45,10 +45,17 @@ def flood_surroundings(mesh: Mesh, blocked: Tensor, resolution: int) -> Surround
     factor = -(-resolution // MAX_FLOOD_SIDE)
     cells = -(-resolution // factor)
     free = torch.ones((cells + 2,) * 3, dtype=torch.bool, device=mesh.vertices.device)
-    for points in (mesh.vertices, face_centers(mesh.vertices, mesh.faces)):
-        block(free, torch.floor((points + 0.5) * resolution).int(), resolution, factor)
-    block(free, blocked, resolution, factor)
+    for points in mesh.vertices.split(CHUNK):
+        block(free, cells_at(points, resolution), resolution, factor)
+    for faces in mesh.faces.split(CHUNK):
+        block(free, cells_at(face_centers(mesh.vertices, faces), resolution), resolution, factor)
+    for voxels in blocked.split(CHUNK):
+        block(free, voxels, resolution, factor)
     return Surroundings(flood(free))
+
+
+def cells_at(points: Tensor, resolution: int) -> Tensor:
+    return torch.floor((points + 0.5) * resolution).int()
 
 
 def block(free: Tensor, voxels: Tensor, resolution: int, factor: int) -> None:
