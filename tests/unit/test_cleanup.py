@@ -263,6 +263,21 @@ def test_remeshing_gives_one_closed_outward_shell(shape):
         assert volume(closed) == pytest.approx(4 / 3 * torch.pi * 0.35**3, rel=0.02)
 
 
+@pytest.mark.parametrize(("radius", "filled"), [(2.0, True), (8.0, False)])
+def test_remeshing_closes_holes_of_a_wall_and_leaves_openings(radius, filled):
+    """Through a hole the outside would get in and make a second surface; R = 48, radius in voxels."""
+    mesh = oriented(dual_grid(sphere(), 48))
+    whole = volume(mesh)
+    center = mesh.vertices[mesh.faces.long()].mean(1)
+    hole = (center[:, :2].norm(dim=1) < radius / 48) & (center[:, 2] > 0)
+    closed = remesh_watertight(Mesh(mesh.vertices, mesh.faces[~hole]), 48, WARP)
+    report = topology_metrics(closed)
+    assert report["watertight"]
+    assert report["euler_characteristic"] == 2
+    assert (volume(closed) > 0.97 * whole) == filled
+    assert filled or volume(closed) < 0.4 * whole
+
+
 def test_a_hole_between_patches_of_opposite_winding_is_found():
     mesh = oriented(dual_grid(sphere(), 16))
     center = mesh.vertices[mesh.faces.long()].mean(1)

@@ -30,7 +30,7 @@ from trellis_core.geometry.exterior import HoleLimits, remove_hidden, see_throug
 from trellis_core.geometry.flips import flip_edges
 from trellis_core.geometry.holes import fill_holes
 from trellis_core.geometry.normals import crease_normals, vertex_normals
-from trellis_core.geometry.orientation import Surroundings, flood_surroundings, orient_outward
+from trellis_core.geometry.orientation import flood_surroundings, orient_outward
 from trellis_core.geometry.quality import QualityLimits, check_mesh
 from trellis_core.geometry.simplify import simplify
 from trellis_core.geometry.types import ALPHA, Asset, Material, Mesh, PBRVoxels, VoxelMesh
@@ -162,7 +162,6 @@ class Cleaned:
     """A repaired surface."""
 
     mesh: Mesh  # outward-facing and manifold
-    around: Surroundings
     unclear: float  # share of the area whose orientation is not known
     raw: Mapping[str, int]  # what the surface was before
 
@@ -191,7 +190,6 @@ def prepare_meshes(
             yield number, Prepared(mesh, original, {**repaired.facts, "unclear_orientation": 0.0})
             continue
         mesh = reduce_in_steps(original, settings.faces, voxel, runtime, reduced.setdefault(same, {}))
-        mesh, _ = orient_outward(mesh, repaired.around)
         yield number, Prepared(finish_mesh(mesh, settings, voxel, runtime), original, repaired.facts)
 
 
@@ -418,10 +416,11 @@ def clean(mesh: Mesh, voxels: PBRVoxels, settings: ExportSettings, runtime: Runt
         from trellis_core.geometry.remesh import remesh_watertight
 
         closed = remesh_watertight(mesh.to("cpu"), voxels.resolution, runtime.kernels)
-        mesh = closed.to(mesh.vertices.device)
-    mesh, unclear = orient_outward(mesh, around)
+        mesh, unclear = closed.to(mesh.vertices.device), 0.0
+    else:
+        mesh, unclear = orient_outward(mesh, around)
     runtime.report("clean", 4, 4)
-    return Cleaned(mesh, around, unclear, raw)
+    return Cleaned(mesh, unclear, raw)
 
 
 def raw_facts(mesh: Mesh) -> dict[str, int]:

@@ -20,6 +20,8 @@ from trellis_core.geometry.masks import ChartRuns, chart_runs
 from trellis_core.kernels.table import Kernels
 
 GRID = 1024  # cells along a side, at most one for each texel
+FINENESS = (1, 4, 16)  # times as many where there is no room otherwise
+FINEST = 4096  # cells along a side
 EXPECTED_COVERAGE = 0.65
 ROUNDS = 7  # scales that are tried; as many again when none of them fits
 GOOD_FIT = 0.992  # of the smallest scale known to be too large
@@ -30,9 +32,25 @@ FEW = 1500  # charts; of more, sizes are told apart a quarter as finely, for spe
 def pack(flat: FlatCharts, texture_size: int, kernels: Kernels) -> Tensor:
     """Place the charts in the unit square with at least two texels between them; uvs float32 [W, 2].
 
+    Many small charts fit on finer cells only, where a texel that two charts touch may be their distance.
+    Raises `UsageError` where there is no room for that, either.
+    """
+    coarse = min(texture_size, GRID)
+    for grid in (coarse * fineness for fineness in FINENESS if coarse * fineness <= FINEST):
+        uvs = find_scale(flat, texture_size, grid, kernels)
+        if uvs is not None:
+            return uvs
+    raise UsageError(
+        f"a texture of {texture_size} x {texture_size} texels has no room for {len(flat.size)} charts",
+        hint="use a larger texture, or smooth the surface",
+    )
+
+
+def find_scale(flat: FlatCharts, texture_size: int, grid: int, kernels: Kernels) -> Tensor | None:
+    """Place the charts as large as they fit on a grid, or None.
+
     Tries scales: the height of a packing says how much larger or smaller the charts should have been.
     """
-    grid = min(texture_size, GRID)
     margin = 0.5 * padding_of(texture_size) * grid / texture_size
     longest = max(float(flat.size.max()), 1e-30)
     scale = min(math.sqrt(EXPECTED_COVERAGE / max(flat_area(flat), 1e-60)), 1 / longest) * grid
@@ -43,19 +61,14 @@ def pack(flat: FlatCharts, texture_size: int, kernels: Kernels) -> Tensor:
             fits, best = scale, packing
         else:
             too_large = scale
-        if fits > GOOD_FIT * too_large or (best is not None and step >= ROUNDS - 1):
+        if packing.height == grid or fits > GOOD_FIT * too_large or (best is not None and step >= ROUNDS - 1):
             break
         scale *= math.sqrt(grid / packing.height)
-        if best is None and step >= ROUNDS - 1:  # hardly room for the distances: shrink faster
-            scale *= 0.5
+        if best is None:  # what stays empty between charts does not shrink with them
+            scale *= GOOD_FIT ** max(step - 2, 0)
         elif not fits < scale < too_large:
             scale = math.sqrt(fits * too_large) if too_large < math.inf else fits / GOOD_FIT
-    if best is None:
-        raise UsageError(
-            f"a texture of {texture_size} x {texture_size} texels has no room for {len(flat.size)} charts",
-            hint="use a larger texture, or smooth the surface",
-        )
-    return (best.points / grid).clamp(0, 1).float()
+    return None if best is None else (best.points / grid).clamp(0, 1).float()
 
 
 def padding_of(texture_size: int) -> int:

@@ -25,6 +25,7 @@ LARGEST_GRID = 256  # cells per side
 BASE_GRID = 32
 HALF_DIAGONAL = 0.87  # of a cell: it may contain a surface whose distance from its centre is less
 BAND = 0.75  # offset of the level set, in cells
+DOOR = 2  # corners from its middle to its sides: narrower ways in are holes of a wall, not openings
 THIN_OFFSET = 0.4  # share of the offset that sheets keep, so that their two sides stay apart
 
 CORNERS = tuple(product((0, 1), repeat=3))
@@ -65,10 +66,32 @@ def remesh_watertight(mesh: Mesh, resolution: int, kernels: Kernels) -> Mesh:
     distance = distance_to(mesh, lattice.place(corner.float()), 2 * lattice.step, kernels) - offset
     value = torch.full((cells + 1,) * 3, lattice.step)
     value[tuple(corner.unbind(1))] = distance
-    outside = flood(value > 0)
+    outside, rooms = leave_rooms(value > 0)
+    value = torch.where(rooms, -value, value)
     shell = contour(value, outside, lattice)
-    shell = pull_back(shell, mesh, solid=~outside & (value > 0), lattice=lattice, kernels=kernels)
+    shell = pull_back(shell, mesh, solid=~outside & ((value > 0) | rooms), lattice=lattice, kernels=kernels)
     return straighten_slivers(split_non_manifold(remove_broken_faces(shell)))
+
+
+def leave_rooms(free: Tensor) -> tuple[Tensor, Tensor]:
+    """What the outside reaches of the free corners [G, G, G], and what it reaches through holes only; bool.
+
+    A room has a place with more space around it than its doors have. Narrow gaps are no rooms: they have no
+    such place. Without this a pinhole would give the object a second surface inside.
+    """
+    outside = flood(free)
+    roomy = free & ~near(~free, DOOR)
+    middles = roomy & outside & ~flood(roomy)
+    if not bool(middles.any()):
+        return outside, middles
+    beyond = flood(free & ~near(middles, DOOR))
+    return beyond, outside & ~beyond
+
+
+def near(marked: Tensor, reach: int) -> Tensor:
+    """Corners within `reach` of marked ones along every axis, bool [G, G, G]."""
+    values = marked.to(torch.float16 if marked.is_cuda else torch.float32)[None, None]
+    return torch.nn.functional.max_pool3d(values, 2 * reach + 1, 1, reach)[0, 0] > 0
 
 
 def distance_to(mesh: Mesh, points: Tensor, limit: float, kernels: Kernels) -> Tensor:
