@@ -129,6 +129,12 @@ def test_texture_coordinates_are_measured():
     assert folded["uv_overlap"] > 0.1
 
 
+def test_a_face_that_rounding_turns_over_is_not_mirrored():
+    for off, mirrored in ((5e-8, 0), (1e-5, 1)):
+        thin = uv_metrics(square([[0.2, 0.8], [0.8, 0.8], [0.8, 0.2], [0.5 + off, 0.5 + off]]), None, 64)
+        assert thin["uv_flips"] == mirrored
+
+
 def test_texels_on_a_shared_edge_are_not_an_overlap():
     mesh = square([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])  # texel centres lie on the diagonal
     assert coverage_metrics(mesh, KERNELS, 64) == {"uv_coverage": 1.0, "uv_overlap": 0.0}

@@ -25,6 +25,9 @@ from trellis_core.geometry.types import Mesh, QualityReport
 from trellis_core.kernels.table import Kernels
 
 
+UV_ROUNDING = 4 * 2.0**-24  # of a distance between float32 texture coordinates: thinner faces have no side
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityLimits:
     """What still passes. Shares are of all faces, edges or covered texels."""
@@ -180,7 +183,8 @@ def uv_metrics(mesh: Mesh, kernels: Kernels | None, size: int) -> dict[str, floa
     chart, charts = number_labels(connected_components(edges_of(corners).vertices, int(welded.max()) + 1))
     chart = chart[corners[:, 0]]
     turned = sum_by(doubled, chart, charts)
-    flips = doubled.sign() * turned[chart].sign() < 0
+    longest = torch.stack([b - a, c - b, a - c]).norm(dim=2).amax(0)
+    flips = doubled * turned[chart].sign() < -UV_ROUNDING * longest
     area = face_areas(mesh.vertices.double(), mesh.faces)
     used = (doubled.abs() > 0) & (area > 0)
     density = 0.5 * torch.log2(0.5 * doubled.abs()[used] / area[used])
