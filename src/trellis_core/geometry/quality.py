@@ -24,7 +24,6 @@ from trellis_core.geometry.triangles import aspect_ratios, face_areas
 from trellis_core.geometry.types import Mesh, QualityReport
 from trellis_core.kernels.table import Kernels
 
-
 UV_ROUNDING = 4 * 2.0**-24  # of a distance between float32 texture coordinates: thinner faces have no side
 
 
