@@ -140,9 +140,9 @@ def test_axes_units_and_transforms_end_in_our_frame(tmp_path):
     from pxr import Gf, UsdGeom
 
     def describe(stage):
-        root = UsdGeom.Xform.Define(stage, "/root")
+        root = UsdGeom.Xform.Define(stage, "/whole")
         root.AddTranslateOp().Set(Gf.Vec3d(0, 0, 50))
-        quad(stage, "/root/quad")
+        quad(stage, "/whole/quad")
 
     mesh = read_mesh(foreign(tmp_path, describe)).mesh
     assert len(mesh.faces) == 2

@@ -88,10 +88,6 @@ class Joined:
     piece: Tensor  # int64 [F]
     pieces: int
 
-    @property
-    def edge_count(self) -> int:
-        return len(self.edges.face_count)
-
 
 def join_corners(mesh: Mesh) -> Joined:
     faces = number_places(mesh.vertices)[mesh.faces.long()]
@@ -108,6 +104,7 @@ def topology_metrics(mesh: Mesh, joined: Joined | None = None) -> dict[str, floa
     boundary, crowded = int((face_count == 1).sum()), int((face_count > 2).sum())
     area, _ = component_sizes(mesh, joined.piece)
     return {
+        "edges": count,
         "components": joined.pieces,
         "largest_component_share": float(area.max() / area.sum().clamp_min(1e-30)),
         "boundary_edges": boundary,

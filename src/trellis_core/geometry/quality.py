@@ -6,6 +6,7 @@ texture coordinates. Knows nothing about how the mesh was made. Letters: V verti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +61,11 @@ def check_mesh(
 ) -> QualityReport:
     """Measure a mesh. Positions that coincide count as one vertex, so texture seams are no borders."""
     metrics: dict[str, float | int | bool] = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
-    problems: list[str] = []
     finite = bool(torch.isfinite(mesh.vertices).all())
     metrics["finite"] = finite
     if len(mesh.faces) == 0 or not finite:
-        problems.append("The mesh has no faces." if finite else "Some coordinates are not numbers.")
-        return QualityReport(metrics, tuple(problems), False)
+        problem = "The mesh has no faces." if finite else "Some coordinates are not numbers."
+        return QualityReport(metrics, (problem,), False)
     if int(mesh.faces.min()) < 0 or int(mesh.faces.max()) >= len(mesh.vertices):
         return QualityReport(metrics, ("Some faces name vertices that do not exist.",), False)
 
@@ -79,6 +79,14 @@ def check_mesh(
     if mesh.normals is not None:
         length = mesh.normals.norm(dim=1)
         metrics["bad_normals"] = int((~((length - 1).abs() < 1e-3)).sum())
+
+    problems = find_problems(metrics, limits)
+    return QualityReport(metrics, tuple(problems), not problems)
+
+
+def find_problems(metrics: Mapping[str, float | int | bool], limits: QualityLimits) -> list[str]:
+    """A sentence for each thing that is wrong."""
+    problems: list[str] = []
 
     def complain(name: str, wrong: bool, sentence: str) -> None:
         if name in metrics and wrong:
@@ -112,7 +120,7 @@ def check_mesh(
     )
     complain(
         "mixed_edges",
-        value("mixed_edges") > (0 if metrics["closed"] else limits.max_mixed_share * joined.edge_count),
+        value("mixed_edges") > (0 if metrics["closed"] else limits.max_mixed_share * value("edges")),
         "{value:,} edges lie between faces that are wound against each other.",
     )
     complain("volume", value("volume") < 0 and not metrics["mixed_edges"], "The mesh is inside out.")
@@ -152,7 +160,7 @@ def check_mesh(
         "{value:.1%} of the surface has no material.",
     )
     complain("bad_normals", value("bad_normals") > 0, "{value} vertex normals are not of unit length.")
-    return QualityReport(metrics, tuple(problems), not problems)
+    return problems
 
 
 def shape_metrics(mesh: Mesh) -> dict[str, float | int]:
