@@ -15,6 +15,7 @@ from trellis_cli import app
 
 LABEL = 12  # columns
 MOST = 8  # materials that are listed
+MUCH_DARK = 0.05  # of the area
 REPAIRED = ("boundary_edges", "mixed_edges", "double_shells", "degenerate_faces", "duplicate_faces")
 SCALES: Mapping[str, tuple[tuple[float, str, float], ...]] = {  # unit -> (from, shown as, times)
     "m": ((0.001, "m", 1.0), (0.0, "mm", 1000.0)),
@@ -132,6 +133,8 @@ def pieces_text(m: Mapping[str, Any]) -> str:
     if hidden:
         inside = count(hidden, "piece")
         text += f"; {inside} cannot be seen from outside ({share(m['hidden_area_share'])} of the area)"
+    elif m.get("dark_area_share", 0) > MUCH_DARK:
+        text += f"; about {share(m['dark_area_share'])} of the surface cannot be seen from outside"
     if m.get("double_shells"):
         text += f", {count(m['double_shells'], 'double shell')}"
     return text

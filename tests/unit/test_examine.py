@@ -8,12 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import shapes
 from tests.solids import cube, inside_out, mesh, moebius, scaled, sphere, together
 from trellis_core.geometry.examine import examine, projections, unit_box, view_count
 from trellis_core.geometry.types import Mesh
 from trellis_core.kernels.table import Kernels
 
 KERNELS = Kernels({"rasterize": "warp", "closest_point": "warp"})
+
+WARP = Kernels({"rasterize": "warp", "closest_point": "warp", "open_sky": "warp"})
 
 
 def facts(shape: Mesh) -> dict:
@@ -146,3 +149,13 @@ def test_a_mesh_in_one_point_stays_where_it_is():
     shape, placement = unit_box(Mesh(torch.ones(3, 3), torch.tensor([[0, 1, 2]], dtype=torch.int32)))
     assert placement.longest == 0
     assert torch.equal(shape.vertices, torch.ones(3, 3))
+
+
+def test_an_inner_wall_behind_a_pinhole_is_dark_though_no_piece_is_hidden():
+    """Both walls of a hollow ball have a hole of three cells above one another; the inner wall has 36%."""
+    shell = shapes.dual_grid(shapes.hollow(shapes.sphere(0.4), 0.1), 48).mesh
+    center = shell.vertices[shell.faces.long()].mean(1)
+    shaft = (center[:, :2].norm(dim=1) < 1.5 / 48) & (center[:, 2] > 0)
+    found = examine(Mesh(shell.vertices, shell.faces[~shaft]), WARP, side=128)
+    assert 0.25 < found["dark_area_share"] < 0.45
+    assert examine(shapes.dual_grid(shapes.sphere(0.4), 48).mesh, WARP, side=128)["dark_area_share"] == 0

@@ -7,6 +7,7 @@ Letters: V vertices, F faces, S picture side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trellis_core.geometry.ambient import cosine_directions
 from trellis_core.geometry.cleanup import component_sizes, not_duplicate, number_places
 from trellis_core.geometry.connectivity import (
     Edges,
@@ -26,7 +28,7 @@ from trellis_core.geometry.connectivity import (
     sides_of_edges,
     sum_by,
 )
-from trellis_core.geometry.triangles import CHUNK, face_normals
+from trellis_core.geometry.triangles import CHUNK, face_areas, face_normals
 from trellis_core.geometry.types import Mesh
 from trellis_core.geometry.winding import consistent_winding, flip_faces
 from trellis_core.kernels.table import Kernels
@@ -39,6 +41,8 @@ DOUBLE_GAP = 0.03  # hidden pieces nearer to the visible surface are a second sh
 SHELL_SAMPLES = 8192
 MOST_SHELLS = 64  # hidden pieces whose distance is measured, the largest first
 FARTHEST = 4.0
+DARK_POINTS, DARK_RAYS = 512, 16  # rays to each side of each point
+DARK_LIFT = 1e-4  # above the surface, where rays start
 
 Watch = Callable[[int, int], None]  # (done, of)
 
@@ -229,10 +233,30 @@ def visibility_metrics(
         "hidden_area_share": float(area[hidden].sum() / area.sum().clamp_min(1e-30)),
         "double_shells": 0,
     }
+    found["dark_area_share"] = dark_share(mesh, normals, kernels)
     if bool(hidden.any()) and bool((~hidden).any()):
         gap = shell_gaps(mesh, piece, hidden, area, kernels)
         found["double_shells"] = int((gap < DOUBLE_GAP).sum())
     return found
+
+
+def dark_share(mesh: Mesh, normals: Tensor, kernels: Kernels) -> float:
+    """Share of the area from which no ray on either side gets out, by points spread evenly over the area.
+
+    Pieces that are joined to what is seen count as well, such as the inner wall of a shell with a hole.
+    """
+    sums = face_areas(mesh.vertices.double(), mesh.faces).cpu().cumsum(0)
+    places = (torch.arange(DARK_POINTS, device="cpu") + 0.5) / DARK_POINTS * sums[-1]
+    face = torch.searchsorted(sums, places).clamp_max(len(sums) - 1).to(mesh.faces.device)
+    center, normal = mesh.vertices[mesh.faces[face].long()].mean(1), normals[face]
+    turn = torch.arange(len(face), device=face.device).float()
+    directions = cosine_directions(DARK_RAYS, device=face.device)
+    open_sky: Any = kernels["open_sky"]
+    free = torch.zeros(len(face), device=face.device)
+    for way in (normal, -normal):
+        start = center + DARK_LIFT * way
+        free += open_sky(start, way, turn, mesh.vertices, mesh.faces, directions, math.inf)
+    return float((free == 0).double().mean())
 
 
 def view_count(faces: int) -> int:
