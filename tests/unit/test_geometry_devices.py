@@ -23,7 +23,7 @@ from trellis_core.geometry.cleanup import (
     weld_vertices,
 )
 from trellis_core.geometry.cluster import cluster_vertices
-from trellis_core.geometry.connectivity import sum_by
+from trellis_core.geometry.connectivity import edges_of, sum_by
 from trellis_core.geometry.examine import border_metrics, winding_metrics
 from trellis_core.geometry.flips import flip_edges
 from trellis_core.geometry.holes import fill_holes
@@ -57,15 +57,9 @@ STEPS: dict[str, Callable[[Mesh], object]] = {
     "flip": lambda mesh: flip_edges(mesh, 0.1 / GRID),
     "normals": lambda mesh: crease_normals(mesh, 60),
     "check": check_mesh,
-    "winding": lambda mesh: winding_metrics(mesh.faces.long(), edges_of(mesh)),
-    "borders": lambda mesh: border_metrics(mesh, mesh.faces.long(), edges_of(mesh)),
+    "winding": lambda mesh: winding_metrics(mesh.faces.long(), edges_of(mesh.faces)),
+    "borders": lambda mesh: border_metrics(mesh, mesh.faces.long(), edges_of(mesh.faces)),
 }
-
-
-def edges_of(mesh: Mesh):
-    from trellis_core.geometry.connectivity import edges_of
-
-    return edges_of(mesh.faces)
 
 
 @pytest.mark.parametrize("name", STEPS)
